@@ -34,7 +34,7 @@ TEXT_SUFFIXES = {".py", ".sh", ".md", ".toml", ".yaml", ".yml", ".json", ".cfg",
 
 
 def imported_modules(source: str, package: str) -> Iterator[str]:
-    """Absolute names of every module that `source`, a file of `package`, imports; also inside functions and under if."""
+    """Absolute names of all modules that `source`, a file of `package`, imports; also inside functions and under if."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -91,7 +91,8 @@ def test_the_import_rule_sees_all_forms_of_import() -> None:
         "def f():\n    from ..report import table",
     ):
         assert upward_imports(line, "data", "mist_interp.data"), line
-    assert not upward_imports("from ..core.files import x\nfrom . import store\nimport numpy", "data", "mist_interp.data")
+    fine = "from ..core.files import x\nfrom . import store\nimport numpy"
+    assert not upward_imports(fine, "data", "mist_interp.data")
 
 
 @pytest.mark.parametrize("path", library_files(), ids=relative)
@@ -133,9 +134,9 @@ def test_the_library_does_not_print(path: Path) -> None:
 
 
 def test_no_file_names_the_machine_it_was_written_on() -> None:
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
     found = []
-    for name in listed.split("\0"):
+    for name in listed.stdout.split("\0"):
         path = ROOT / name
         if not name or path.suffix not in TEXT_SUFFIXES or not path.is_file():
             continue
