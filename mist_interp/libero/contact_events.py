@@ -1,0 +1,125 @@
+"""When do forbidden contacts make one event?
+
+Per control step and pair of body groups there is one ``ContactSample``: the largest force, the impulse, where and in
+which direction. An event is a run of samples of one pair whose force reaches the threshold, breaks of at most
+``MERGED_BREAK`` control steps included. Since samples keep the largest force of all physics sub-steps, events at any
+threshold follow exactly from the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Vector = tuple[float, float, float]
+
+MERGED_BREAK = 3  # control steps
+
+
+@dataclass(frozen=True)
+class ContactSample:
+    """Forbidden contact of one pair of body groups in one control step.
+
+    Attributes:
+        step: control step, 0 = the first after settling.
+        substep: physics sub-step of the first contact in this control step.
+        body_robot: the robot link, or the held object.
+        body_other: what it touches (for robot with itself the link nearer to the base).
+        kind: ``"<arm|hand|finger|held>-<class of the other body>"``, ``"...-self"`` for robot with itself.
+        peak_force: largest normal force of a sub-step, summed over the contact points of the pair, N.
+        impulse: time integral of the normal force over the control step, N s.
+        point: contact point in the world frame, weighted by force, m.
+        normal: unit normal in the world frame from ``body_other`` to ``body_robot``, weighted by force.
+    """
+
+    step: int
+    substep: int
+    body_robot: str
+    body_other: str
+    kind: str
+    peak_force: float
+    impulse: float
+    point: Vector
+    normal: Vector
+
+
+@dataclass(frozen=True)
+class ContactEvent:
+    """A run of forbidden contact of one pair of body groups.
+
+    Attributes:
+        start_step: first control step with the force at or above the threshold, 0 = the first after settling.
+        end_step: last such control step (inclusive).
+        body_robot: the robot link, or the held object.
+        body_other: what it touches.
+        kind: as in ``ContactSample``; of the first control step.
+        peak_force: largest force of a sub-step, N.
+        impulse: impulse of the pair from ``start_step`` to ``end_step``, what is below the threshold included, N s.
+        point: contact point in the first control step, world frame, m.
+        normal: unit normal from ``body_other`` to ``body_robot`` in the first control step, world frame.
+        start_substep: physics sub-step of the first contact in the first control step.
+    """
+
+    start_step: int
+    end_step: int
+    body_robot: str
+    body_other: str
+    kind: str
+    peak_force: float
+    impulse: float
+    point: Vector
+    normal: Vector
+    start_substep: int = 0
+
+
+def group_events(samples: Iterable[ContactSample], threshold: float) -> list[ContactEvent]:
+    """Join samples into events.
+
+    Args:
+        samples: at most one per control step and pair of bodies, in any order.
+        threshold: least force that counts, N.
+
+    Returns:
+        Events by start, then by the names of the bodies.
+
+    Raises:
+        ValueError: if the threshold is not positive (a resting contact without force is none).
+    """
+    if not threshold > 0:
+        raise ValueError(f"the force threshold must be positive (N), got {threshold!r}")
+    by_pair: dict[tuple[str, str], list[ContactSample]] = {}
+    for sample in sorted(samples, key=lambda sample: sample.step):
+        by_pair.setdefault((sample.body_robot, sample.body_other), []).append(sample)
+    events = [
+        _event(run, pair_samples)
+        for pair_samples in by_pair.values()
+        for run in _runs([sample for sample in pair_samples if sample.peak_force >= threshold])
+    ]
+    return sorted(events, key=lambda event: (event.start_step, event.body_robot, event.body_other))
+
+
+def _runs(samples: list[ContactSample]) -> list[list[ContactSample]]:
+    runs: list[list[ContactSample]] = []
+    for sample in samples:
+        if runs and sample.step - runs[-1][-1].step - 1 <= MERGED_BREAK:
+            runs[-1].append(sample)
+        else:
+            runs.append([sample])
+    return runs
+
+
+def _event(run: list[ContactSample], pair_samples: list[ContactSample]) -> ContactEvent:
+    first, last = run[0], run[-1]
+    within = [sample for sample in pair_samples if first.step <= sample.step <= last.step]
+    return ContactEvent(
+        start_step=first.step,
+        end_step=last.step,
+        body_robot=first.body_robot,
+        body_other=first.body_other,
+        kind=first.kind,
+        peak_force=max(sample.peak_force for sample in within),
+        impulse=sum(sample.impulse for sample in within),
+        point=first.point,
+        normal=first.normal,
+        start_substep=first.substep,
+    )

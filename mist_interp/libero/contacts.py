@@ -1,0 +1,319 @@
+"""Which forbidden contacts did the robot, or what it holds, make?
+
+A contact counts while its gap is <= 0. The force of a pair of body groups at a physics sub-step is the sum of the
+normal forces of its contact points (one load spread over the four corners of a box, or over the forty convex pieces of
+a bowl, is one load). The normal is the first row of MuJoCo's contact frame, which points from geom 1 to geom 2; here it
+always points from the obstacle to the robot.
+
+What is forbidden is decided in ``bodies.py``; what makes an event, in ``contact_events.py``. Decided here:
+
+- **Held**: an object with a free joint is held at a sub-step if two different fingers have touched it within the last
+  ``GRASP_MEMORY`` sub-steps (10 ms: fingers chatter, and a dropped object falls less than 1 mm in that time).
+- **Excluded**: contacts present at the end of settling, and contacts with the scene that an object has when it becomes
+  held (it rests on something), until they break, that is, until the pair has been apart for more than ``MERGED_BREAK``
+  control steps: the same measure that ends an event. A pair that is in the middle of an event is never excluded.
+  Exclusion is by pair of groups: a bowl lifted off the stove may scrape over all of the stove, but not over the table.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+
+import mujoco
+import numpy as np
+
+from mist_interp.libero.bodies import ROBOT, BodyClass, BodyClasses
+from mist_interp.libero.contact_events import MERGED_BREAK, ContactEvent, ContactSample, group_events
+
+__all__ = ["ContactEvent", "ContactMonitor", "ContactSample", "MonitorState", "group_events"]
+
+GRASP_MEMORY = 5  # physics sub-steps
+
+# What a pair of groups can mean, whatever is held (bits).
+FORBIDDEN, GRASP, SCENE = 1, 2, 4
+
+Pair = tuple[int, int]  # group of the robot or of the held object, group of what it touches
+
+
+@dataclass
+class Load:
+    """Sums over the contact of one pair in one control step: what a ``ContactSample`` is made of."""
+
+    substep: int
+    peak: float = 0.0
+    total: float = 0.0
+    point: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    normal: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    strongest: float = 0.0
+    strongest_normal: np.ndarray = field(default_factory=lambda: np.zeros(3))
+
+    def add(self, force: float, point: np.ndarray, normal: np.ndarray) -> None:
+        """Add one contact point at one sub-step."""
+        self.total += force
+        self.point += force * point
+        self.normal += force * normal
+        if force > self.strongest:
+            self.strongest, self.strongest_normal = force, normal
+
+    def direction(self) -> np.ndarray:
+        """Return the mean unit normal; where normals cancel (a wedged link) that of the strongest contact."""
+        length = float(np.linalg.norm(self.normal))
+        return self.normal / length if length > 0.1 * self.total else self.strongest_normal
+
+
+@dataclass
+class MonitorState:
+    """All that changes while a monitor runs, which is what a fork of the simulator has to save.
+
+    Attributes:
+        step: finished control steps.
+        clock: sub-steps so far.
+        touched: clock of the last touch, by object and finger.
+        held: groups held at the last sub-step.
+        excluded: control step in which an excluded pair was last seen.
+        resting: control step in which a pair of scene groups was last seen.
+        collided: control step in which a pair was last recorded.
+        loads: what the current control step has collected.
+        samples: what the finished control steps have recorded.
+    """
+
+    step: int = 0
+    clock: int = 0
+    touched: dict[int, dict[int, int]] = field(default_factory=dict)
+    held: frozenset[int] = frozenset()
+    excluded: dict[Pair, int] = field(default_factory=dict)
+    resting: dict[Pair, int] = field(default_factory=dict)
+    collided: dict[Pair, int] = field(default_factory=dict)
+    loads: dict[Pair, Load] = field(default_factory=dict)
+    samples: list[ContactSample] = field(default_factory=list)
+
+    def copy(self) -> MonitorState:
+        """Return an independent copy."""
+        return replace(copy.deepcopy(replace(self, samples=[])), samples=list(self.samples))
+
+
+class ContactMonitor:
+    """Record the forbidden contacts of an episode.
+
+    ``begin`` once after settling, then for each control step ``sample`` after each physics sub-step and
+    ``end_control_step``. Contacts and constraint forces in ``data`` must belong together: call after ``mj_step`` or
+    ``mj_forward``, not between ``mj_step1`` and ``mj_step2``.
+
+    Args:
+        model: the raw MuJoCo model that ``classes`` was made from.
+        classes: groups of bodies and what may touch.
+        force_threshold: force from which ``end_control_step`` reports a contact, and default of ``events``, N.
+
+    Raises:
+        ValueError: if ``classes`` belongs to another model, or the threshold is not positive.
+    """
+
+    def __init__(self, model: mujoco.MjModel, classes: BodyClasses, force_threshold: float = 1.0):
+        if len(classes.group_of_geom) != model.ngeom:
+            raise ValueError(
+                f"body classes of a model with {len(classes.group_of_geom)} geoms, but this one has {model.ngeom}: "
+                "classify again after a hard reset"
+            )
+        if not force_threshold > 0:
+            raise ValueError(f"force_threshold must be positive (N), got {force_threshold!r}")
+        self.classes = classes
+        self.force_threshold = force_threshold
+        self._model = model
+        self._timestep = float(model.opt.timestep)
+        self._wrench = np.zeros(6)
+        self._count = len(classes.groups)
+        self._column_of_geom = classes.group_of_geom
+        self._row_of_geom = classes.group_of_geom * self._count
+        codes = [(a, b) for a in range(self._count) for b in range(self._count)]
+        self._meaning = np.array([self._meaning_of(a, b) for a, b in codes], dtype=np.uint8)
+        self._forbidden_if_held = {
+            held: np.array(
+                [held in (a, b) and classes.held_contact_forbidden(held, a + b - held) for a, b in codes], dtype=bool
+            )
+            for held, group in enumerate(classes.groups)
+            if group.movable
+        }
+        self._state = MonitorState()
+
+    @property
+    def step(self) -> int:
+        """Number of finished control steps."""
+        return self._state.step
+
+    @property
+    def samples(self) -> tuple[ContactSample, ...]:
+        """All samples so far, whatever their force."""
+        return tuple(self._state.samples)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Root bodies of the objects held at the last sub-step."""
+        return tuple(self.classes.groups[index].name for index in sorted(self._state.held))
+
+    def begin(self, data: mujoco.MjData) -> None:
+        """Start an episode at the end of settling; the contacts present now are excluded until they break."""
+        self._state = MonitorState()
+        pairs, gaps = self._pairs(data)
+        for code in set(pairs[gaps <= 0].tolist()):
+            if self._meaning[code] & FORBIDDEN:
+                self._state.excluded[self._robot_pair(code)] = -1
+            elif self._meaning[code] & SCENE:
+                self._state.resting[self._scene_pair(code)] = -1
+
+    def sample(self, data: mujoco.MjData, substep: int) -> None:
+        """Take in the contacts of one physics sub-step.
+
+        Args:
+            data: simulation data after the sub-step.
+            substep: its index within the control step, 0 first.
+        """
+        state = self._state
+        state.clock += 1
+        pairs, gaps = self._pairs(data)
+        meaning = self._meaning[pairs]
+        if substep == 0:
+            for code in set(pairs[((meaning & SCENE) != 0) & (gaps <= 0)].tolist()):
+                state.resting[self._scene_pair(code)] = state.step
+        forces: dict[Pair, float] = {}
+        for contact in (meaning & (FORBIDDEN | GRASP)).nonzero()[0].tolist():
+            if gaps[contact] > 0:
+                continue
+            code = int(pairs[contact])
+            if meaning[contact] & GRASP:
+                finger, thing = self._robot_pair(code)
+                state.touched.setdefault(thing, {})[finger] = state.clock
+            if meaning[contact] & FORBIDDEN:
+                self._add(data, contact, self._robot_pair(code), code, substep, forces)
+        if state.touched:
+            self._sample_held(data, pairs, gaps, substep, forces)
+        for pair, force in forces.items():
+            state.loads[pair].peak = max(state.loads[pair].peak, force)
+
+    def end_control_step(self) -> list[ContactSample]:
+        """Close the control step and return its forbidden contacts that reach ``force_threshold``."""
+        state = self._state
+        samples = [self._sample_of(pair, load) for pair, load in state.loads.items()]
+        samples.sort(key=lambda sample: (sample.substep, sample.body_robot, sample.body_other))
+        state.samples += samples
+        state.collided.update(dict.fromkeys(state.loads, state.step))
+        state.loads = {}
+        state.excluded = {pair: seen for pair, seen in state.excluded.items() if state.step - seen <= MERGED_BREAK}
+        state.step += 1
+        return [sample for sample in samples if sample.peak_force >= self.force_threshold]
+
+    def events(self, threshold: float | None = None) -> list[ContactEvent]:
+        """Return the events so far at a force threshold (N); None stands for ``force_threshold``."""
+        return group_events(self._state.samples, self.force_threshold if threshold is None else threshold)
+
+    @property
+    def touching(self) -> tuple[tuple[str, str], ...]:
+        """Pairs (robot link or held object, other) whose force reached ``force_threshold`` in the last control step."""
+        last = [sample for sample in self._state.samples[-64:] if sample.step == self._state.step - 1]
+        return tuple((x.body_robot, x.body_other) for x in last if x.peak_force >= self.force_threshold)
+
+    def state(self) -> MonitorState:
+        """Return a copy of all that changes, for a fork."""
+        return self._state.copy()
+
+    def set_state(self, state: MonitorState) -> None:
+        """Go back to a saved state."""
+        self._state = state.copy()
+
+    def _meaning_of(self, a: int, b: int) -> int:
+        groups, classes = self.classes.groups, self.classes
+        robots = [groups[index].body_class in ROBOT for index in (a, b)]
+        fingers = [groups[index].body_class is BodyClass.FINGER for index in (a, b)]
+        movable = groups[a].movable or groups[b].movable
+        return (
+            FORBIDDEN * classes.robot_contact_forbidden(a, b)
+            + GRASP * (any(fingers) and movable)
+            + SCENE * (not any(robots) and movable and a != b)
+        )
+
+    def _pairs(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pair of groups of each contact as one code, and its gap in m."""
+        contact = data.contact
+        return self._row_of_geom[contact.geom1] + self._column_of_geom[contact.geom2], contact.dist
+
+    def _robot_pair(self, code: int) -> Pair:
+        """Put the robot first; of two robot links the one further from the base."""
+        a, b = divmod(code, self._count)
+        groups = self.classes.groups
+        robots = [groups[index].body_class in ROBOT for index in (a, b)]
+        if all(robots):
+            return (a, b) if groups[a].bodies[0] > groups[b].bodies[0] else (b, a)
+        return (a, b) if robots[0] else (b, a)
+
+    def _scene_pair(self, code: int) -> Pair:
+        a, b = divmod(code, self._count)
+        return min(a, b), max(a, b)
+
+    def _sample_held(
+        self, data: mujoco.MjData, pairs: np.ndarray, gaps: np.ndarray, substep: int, forces: dict[Pair, float]
+    ) -> None:
+        state = self._state
+        recent = {
+            thing: [finger for finger, clock in fingers.items() if state.clock - clock < GRASP_MEMORY]
+            for thing, fingers in state.touched.items()
+        }
+        state.touched = {thing: state.touched[thing] for thing, fingers in recent.items() if fingers}
+        held = frozenset(thing for thing, fingers in recent.items() if len(fingers) > 1)
+        for thing in held:
+            contacts = self._forbidden_if_held[thing][pairs].nonzero()[0].tolist()
+            touching = {
+                contact: (thing, sum(divmod(int(pairs[contact]), self._count)) - thing)
+                for contact in contacts
+                if gaps[contact] <= 0
+            }
+            # Two objects held together count once.
+            touching = {contact: pair for contact, pair in touching.items() if pair[1] not in held or thing < pair[1]}
+            if thing not in state.held:
+                self._exclude_resting(thing, set(touching.values()))
+            for contact, pair in touching.items():
+                self._add(data, contact, pair, int(pairs[contact]), substep, forces)
+        state.held = held
+
+    def _exclude_resting(self, thing: int, touching: set[Pair]) -> None:
+        """Exclude what an object touches, or has just touched, when it becomes held."""
+        state = self._state
+        since = state.step - 1 - MERGED_BREAK
+        rested = {(thing, a + b - thing) for (a, b), seen in state.resting.items() if thing in (a, b) and seen >= since}
+        for pair in touching | rested:
+            if state.collided.get(pair, since - 1) < since:
+                state.excluded[pair] = state.step
+
+    def _add(
+        self, data: mujoco.MjData, contact: int, pair: Pair, code: int, substep: int, forces: dict[Pair, float]
+    ) -> None:
+        state = self._state
+        if pair in state.excluded:
+            state.excluded[pair] = state.step
+            return
+        mujoco.mj_contactForce(self._model, data, contact, self._wrench)
+        force = float(self._wrench[0])
+        if force <= 0:
+            return
+        # The frame's first row points from geom 1 to geom 2.
+        sign = 1.0 if code % self._count == pair[0] else -1.0
+        load = state.loads.setdefault(pair, Load(substep))
+        load.add(force, data.contact.pos[contact], sign * data.contact.frame[contact, :3])
+        forces[pair] = forces.get(pair, 0.0) + force
+
+    def _sample_of(self, pair: Pair, load: Load) -> ContactSample:
+        robot, other = (self.classes.groups[index] for index in pair)
+        by = robot.body_class.value if robot.body_class in ROBOT else "held"
+        what = "self" if other.body_class in ROBOT else other.body_class.value
+        point = load.point / load.total
+        normal = load.direction()
+        return ContactSample(
+            step=self._state.step,
+            substep=load.substep,
+            body_robot=robot.name,
+            body_other=other.name,
+            kind=f"{by}-{what}",
+            peak_force=load.peak,
+            impulse=load.total * self._timestep,
+            point=(float(point[0]), float(point[1]), float(point[2])),
+            normal=(float(normal[0]), float(normal[1]), float(normal[2])),
+        )
