@@ -1,0 +1,310 @@
+"""Where do the episodes of a policy live on disk, and how is one layer of all of them read?
+
+    folder/
+      manifest.json                    settings, token groups, column -> site, schema version
+      queries/<episode>.parquet        one row per policy query
+      activations/<group>/<episode>.parquet   one column per site, float16
+      episodes/<episode>.parquet       one row; written last, so an episode exists exactly when this file does
+
+Every file is replaced atomically: a killed process loses at most the episode in flight, several processes may append
+different episodes to one folder, and the same command goes on where the last one stopped. Files of an unfinished
+episode are overwritten by the next attempt and never read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from mist_interp.core.errors import UnknownName
+from mist_interp.core.files import write_atomic
+from mist_interp.core.names import Site, SiteKey
+from mist_interp.data.records import Array, EpisodeRecord
+from mist_interp.data.tables import activation_table, episode_table, query_table, read_episode
+
+SCHEMA_VERSION = 1
+SELECTIONS = ("iid", "balanced")
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Activations that are kept of one group of tokens: one vector per site and query.
+
+    Attributes:
+        tokens: token selector, e.g. `action_read`, `vision`, `action_read.dz`.
+        pool: how the selected tokens become one vector: `mean`, `first`, `last` or `flat` (side by side).
+        sites: full names of the sites, e.g. `blocks.3.hook_resid_post`.
+    """
+
+    tokens: str
+    sites: tuple[str, ...]
+    pool: str = "mean"
+
+    @property
+    def name(self) -> str:
+        """Folder name of the group."""
+        return f"{re.sub(r'[^A-Za-z0-9]+', '_', self.tokens).strip('_')}-{self.pool}"
+
+    def key(self, site: str) -> str:
+        """Name of the activation of `site` in `QueryRecord.activations`."""
+        return f"{site}@{self.tokens}:{self.pool}"
+
+    def one(self, key: SiteKey) -> Site:
+        """The stored site that `key` names.
+
+        Raises:
+            UnknownName: it is not stored for these tokens.
+        """
+        stored = [Site(name) for name in self.sites]
+        if isinstance(key, tuple) and isinstance(key[1], int) and key[1] < 0:
+            layers = [site.layer for site in stored if site.hook.short == key[0] and site.layer is not None]
+            key = (key[0], max(layers, default=0) + 1 + key[1])
+        for site in stored:
+            if key in (site, site.key) or (isinstance(key, str) and key in (site.name, site.name.replace("hook_", ""))):
+                return site
+        raise UnknownName(f"site stored for the tokens {self.tokens!r}", key, self.sites)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is the same for all episodes of a store; a run with other settings needs another folder.
+
+    Attributes:
+        groups: which activations are kept.
+        settings: everything that defines the run as plain JSON values: model, suite, profile, limits.
+        selection: `iid` when units were run as planned, `balanced` when episodes were chosen by outcome. No success
+            rate may be computed from a balanced store.
+        version: of this layout.
+    """
+
+    groups: tuple[TokenGroup, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    selection: str = "iid"
+    version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.selection not in SELECTIONS:
+            raise UnknownName("selection", self.selection, SELECTIONS)
+        names = [group.name for group in self.groups]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two token groups would share the folder {name!r}; give their sites in one group")
+
+    def to_json(self) -> str:
+        """Content of `manifest.json`."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: the folder was written by a layout that this version does not know.
+        """
+        content = json.loads(text)
+        if content["version"] != SCHEMA_VERSION:
+            raise ValueError(f"this store has layout version {content['version']}; this package reads {SCHEMA_VERSION}")
+        groups = tuple(TokenGroup(**{**group, "sites": tuple(group["sites"])}) for group in content["groups"])
+        return cls(groups, content["settings"], content["selection"], content["version"])
+
+
+@dataclass(frozen=True)
+class RolloutStore:
+    """Episodes in a folder, or some of them.
+
+    Attributes:
+        folder: where they are.
+        manifest: what they have in common.
+        kept: keys of the episodes that this view shows; None shows all, including those that are still to come.
+    """
+
+    folder: Path
+    manifest: Manifest
+    kept: tuple[str, ...] | None = None
+
+    @classmethod
+    def open(cls, folder: str | Path) -> RolloutStore:
+        """Open an existing store.
+
+        Raises:
+            FileNotFoundError: there is no store in this folder.
+        """
+        path = Path(folder) / "manifest.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"no rollouts in {Path(folder)}: manifest.json is missing")
+        return cls(Path(folder), Manifest.from_json(path.read_text()))
+
+    @classmethod
+    def create(cls, folder: str | Path, manifest: Manifest) -> RolloutStore:
+        """Open the store in `folder`, or begin one.
+
+        Raises:
+            ValueError: the folder holds rollouts made with other settings; the message names the fields.
+        """
+        folder = Path(folder)
+        path = folder / "manifest.json"
+        if path.is_file():
+            store = cls.open(folder)
+            differing = differences(json.loads(store.manifest.to_json()), json.loads(manifest.to_json()))
+            if differing:
+                raise ValueError(
+                    f"{folder} holds rollouts with other settings: {'; '.join(differing)}. "
+                    "Use the same settings to continue, or another folder"
+                )
+            return store
+        write_atomic(path, manifest.to_json())
+        return cls(folder, manifest)
+
+    # -- writing
+
+    def append(self, episode: EpisodeRecord) -> None:
+        """Store a finished episode; one with the same key is replaced.
+
+        Raises:
+            OverflowError: an activation does not fit float16.
+            KeyError, ValueError: an activation is missing, not finite, or of changing width. Nothing is stored then.
+        """
+        if self.kept is not None:
+            raise ValueError("this is a view of some episodes; append to the whole store")
+        tables = {
+            self.folder / "activations" / group.name: activation_table(
+                episode, {site: group.key(site) for site in group.sites}
+            )
+            for group in self.manifest.groups
+        }
+        tables[self.folder / "queries"] = query_table(episode)
+        tables[self.folder / "episodes"] = episode_table(episode)
+        for folder, table in tables.items():  # the episodes table comes last: it is what makes the episode exist
+            _write(folder / f"{episode.key}.parquet", table)
+
+    # -- reading
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the episodes, sorted."""
+        if self.kept is not None:
+            return self.kept
+        return tuple(sorted(path.stem for path in (self.folder / "episodes").glob("*.parquet")))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.kept if self.kept is not None else (self.folder / "episodes" / f"{key}.parquet").is_file()
+
+    def only(self, keys: Iterable[str]) -> RolloutStore:
+        """The same store, restricted to some episodes.
+
+        Raises:
+            UnknownName: one of them is not here.
+        """
+        chosen = tuple(sorted(set(keys)))
+        here = set(self.keys)
+        for key in chosen:
+            if key not in here:
+                raise UnknownName("episode", key, self.keys)
+        return replace(self, kept=chosen)
+
+    def episodes(self) -> pd.DataFrame:
+        """One row per episode, sorted by key; `contacts` holds lists of dictionaries."""
+        frame = self._read("episodes").to_pandas()
+        frame.attrs["selection"] = self.manifest.selection
+        return frame
+
+    def queries(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per policy query, in the order of `load`.
+
+        Args:
+            columns: read only these.
+        """
+        return self._read("queries", columns).to_pandas()
+
+    def load(
+        self, site: SiteKey, tokens: str = "action_read", pool: str = "mean"
+    ) -> tuple[Float[Array, "queries width"], pd.DataFrame]:
+        """One site of all queries.
+
+        Args:
+            site: `("resid_post", 3)`, `"blocks.3.hook_resid_post"`, ...; negative layers count from the last stored.
+            tokens: token selector under which the activations were kept.
+            pool: how they were pooled.
+
+        Returns:
+            X as float32, and the rows that X belongs to, with the columns `episode` and `query`, in the order of
+            `queries`.
+
+        Raises:
+            UnknownName: the store has no such site, token group or pooling.
+        """
+        group = self.group(tokens, pool)
+        column = group.one(site).name
+        table = self._read(f"activations/{group.name}", ["episode", "query", column])
+        return column_matrix(table[column]), table.select(["episode", "query"]).to_pandas()
+
+    def group(self, tokens: str, pool: str = "mean") -> TokenGroup:
+        """The token group with this selector and pooling.
+
+        Raises:
+            UnknownName: there is none.
+        """
+        for group in self.manifest.groups:
+            if (group.tokens, group.pool) == (tokens, pool):
+                return group
+        raise UnknownName("token group", f"{tokens}:{pool}", [f"{g.tokens}:{g.pool}" for g in self.manifest.groups])
+
+    def episode(self, key: str) -> EpisodeRecord:
+        """One episode as a record, activations included (in the precision in which they are stored).
+
+        Raises:
+            UnknownName: there is no such episode.
+        """
+        one = self.only([key])
+        activations: dict[str, Array] = {}
+        for group in self.manifest.groups:
+            table = one._read(f"activations/{group.name}")
+            activations |= {group.key(site): column_matrix(table[site]) for site in group.sites}
+        return read_episode(one._read("episodes").to_pylist()[0], one._read("queries").to_pylist(), activations)
+
+    def _read(self, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+        files = [str(self.folder / kind / f"{key}.parquet") for key in self.keys]
+        if not files:
+            raise ValueError(f"no finished episode in {self.folder}")
+        return pads.dataset(files, format="parquet").to_table(columns=None if columns is None else list(columns))
+
+
+def column_matrix(column: pa.ChunkedArray) -> Float[Array, "rows width"]:
+    """A column of fixed-length lists as one float32 matrix."""
+    width = column.type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Which fields of two JSON values differ, as `field: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted({*old, *new}):
+            inner = f"{name}.{key}" if name else str(key)
+            found += differences(old.get(key, "(absent)"), new.get(key, "(absent)"), inner)
+        return found
+    return [] if old == new else [f"{name}: {json.dumps(old)} there, {json.dumps(new)} now"]
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    # Activations are near-incompressible; dictionary encoding would build and drop a dictionary of every distinct
+    # float.
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
+    write_atomic(path, buffer.getvalue())

@@ -1,0 +1,210 @@
+"""How does an episode become Parquet tables, and back?
+
+Three kinds of table, all readable by pandas, pyarrow and `datasets` without this package:
+
+    episodes      one row per episode: unit, outcome, contact events
+    queries       one row per policy query: chunk, executed actions, robot state, object poses, scores, live edits
+    activations   one row per query, one *column per site* of fixed-length float16 lists, one table per token group
+
+A column per site is what makes "layer 17 of all episodes" a read of that layer only; float16 keeps the mantissa of
+bfloat16 but not its range, so a value that does not fit is an error and never an infinity in the data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mist_interp.data.records import Array, ContactRecord, EpisodeRecord, QueryRecord, Unit
+
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+_FLOATS = pa.list_(pa.float32())
+_MATRIX = pa.list_(_FLOATS)
+
+EPISODE_SCHEMA = pa.schema(
+    [
+        ("episode", pa.string()),
+        ("suite", pa.string()),
+        ("task", pa.int32()),
+        ("init_state", pa.int32()),
+        ("perturbation", pa.string()),
+        ("simulator_seed", pa.int64()),
+        ("policy_seed", pa.int64()),
+        ("arm", pa.string()),
+        ("instruction", pa.string()),
+        ("success", pa.bool_()),
+        ("steps", pa.int32()),
+        ("max_steps", pa.int32()),
+        ("n_queries", pa.int32()),
+        (
+            "contacts",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("start_step", pa.int32()),
+                        ("end_step", pa.int32()),
+                        ("body_robot", pa.string()),
+                        ("body_other", pa.string()),
+                        ("kind", pa.string()),
+                        ("peak_force", pa.float64()),
+                        ("impulse", pa.float64()),
+                        ("point", pa.list_(pa.float64())),
+                        ("normal", pa.list_(pa.float64())),
+                    ]
+                )
+            ),
+        ),
+        ("seconds", pa.float64()),
+        ("provenance", pa.string()),
+    ]
+)
+
+QUERY_SCHEMA = pa.schema(
+    [
+        ("episode", pa.string()),
+        ("query", pa.int32()),
+        ("step", pa.int32()),
+        ("chunk", _MATRIX),
+        ("executed", _MATRIX),
+        ("robot_state", _FLOATS),
+        ("objects", pa.list_(pa.struct([("name", pa.string()), ("pose", _FLOATS)]))),
+        ("scores", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
+        ("edits", pa.list_(pa.string())),
+        ("state_hash", pa.string()),
+        ("seconds_observe", pa.float32()),
+        ("seconds_act", pa.float32()),
+    ]
+)
+
+
+def episode_table(episode: EpisodeRecord) -> pa.Table:
+    """One row of the episodes table."""
+    row = {
+        "episode": episode.key,
+        **asdict(episode.unit),
+        "arm": episode.arm,
+        "instruction": episode.instruction,
+        "success": episode.success,
+        "steps": episode.steps,
+        "max_steps": episode.max_steps,
+        "n_queries": len(episode.queries),
+        "contacts": [asdict(contact) for contact in episode.contacts],
+        "seconds": episode.seconds,
+        "provenance": json.dumps(dict(episode.provenance), sort_keys=True),
+    }
+    return pa.Table.from_pylist([row], schema=EPISODE_SCHEMA)
+
+
+def query_table(episode: EpisodeRecord) -> pa.Table:
+    """The rows of the queries table of one episode, in order."""
+    rows = [
+        {
+            "episode": episode.key,
+            "query": query.index,
+            "step": query.step,
+            "chunk": query.chunk.tolist(),
+            "executed": query.executed.tolist(),
+            "robot_state": query.robot_state.tolist(),
+            "objects": [{"name": name, "pose": pose.tolist()} for name, pose in query.objects.items()],
+            "scores": [{"name": name, "value": float(value)} for name, value in query.scores.items()],
+            "edits": list(query.edits),
+            "state_hash": query.state_hash,
+            "seconds_observe": query.seconds_observe,
+            "seconds_act": query.seconds_act,
+        }
+        for query in episode.queries
+    ]
+    return pa.Table.from_pylist(rows, schema=QUERY_SCHEMA)
+
+
+def activation_table(episode: EpisodeRecord, columns: Mapping[str, str]) -> pa.Table:
+    """The activations of one token group, one fixed-length float16 list per site and query.
+
+    Args:
+        episode: every query must have every activation of `columns`.
+        columns: name of the Parquet column -> name of the activation in the queries.
+
+    Raises:
+        KeyError: a query lacks an activation.
+        ValueError: a value is not finite, or the width changes between queries.
+        OverflowError: a value is beyond the range of float16 (65504).
+    """
+    arrays: dict[str, pa.Array] = {
+        "episode": pa.array([episode.key] * len(episode.queries), pa.string()),
+        "query": pa.array([query.index for query in episode.queries], pa.int32()),
+    }
+    for column, name in columns.items():
+        values = to_float16(_stacked(episode.queries, name), what=f"{name} of episode {episode.key}")
+        arrays[column] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    return pa.table(arrays)
+
+
+def to_float16(values: Array, what: str) -> Array:
+    """`values` as float16.
+
+    Raises:
+        ValueError: a value is not finite.
+        OverflowError: a value would become infinite.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what} contains values that are not finite; nothing was stored")
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > FLOAT16_MAX:
+        raise OverflowError(f"{what} reaches {largest:.4g}, beyond float16's {FLOAT16_MAX:.0f}; nothing was stored")
+    return values.astype(np.float16)
+
+
+def _stacked(queries: Sequence[QueryRecord], name: str) -> Array:
+    rows = []
+    for query in queries:
+        if name not in query.activations:
+            raise KeyError(f"query {query.index} has no activation {name!r}; it has {sorted(query.activations)}")
+        rows.append(np.asarray(query.activations[name]).ravel())
+    widths = {len(row) for row in rows}
+    if len(widths) != 1:
+        raise ValueError(f"activation {name!r} has several widths in one episode: {sorted(widths)}")
+    return np.stack(rows)
+
+
+def read_episode(
+    episode: Mapping[str, Any], queries: Iterable[Mapping[str, Any]], activations: Mapping[str, Array]
+) -> EpisodeRecord:
+    """Record of one row of the episodes table, its rows of the queries table and its activations (n_queries, width)."""
+    unit = Unit(**{name: episode[name] for name in Unit.__dataclass_fields__})
+    return EpisodeRecord(
+        unit=unit,
+        instruction=episode["instruction"],
+        success=episode["success"],
+        steps=episode["steps"],
+        max_steps=episode["max_steps"],
+        queries=tuple(
+            QueryRecord(
+                index=row["query"],
+                step=row["step"],
+                chunk=np.asarray(row["chunk"], dtype=np.float32),
+                executed=np.asarray(row["executed"], dtype=np.float32),
+                robot_state=np.asarray(row["robot_state"], dtype=np.float32),
+                objects={item["name"]: np.asarray(item["pose"], dtype=np.float32) for item in row["objects"]},
+                activations={name: values[number] for name, values in activations.items()},
+                scores={item["name"]: item["value"] for item in row["scores"]},
+                edits=tuple(row["edits"]),
+                state_hash=row["state_hash"],
+                seconds_observe=row["seconds_observe"],
+                seconds_act=row["seconds_act"],
+            )
+            for number, row in enumerate(queries)
+        ),
+        contacts=tuple(
+            ContactRecord(**{**contact, "point": tuple(contact["point"]), "normal": tuple(contact["normal"])})
+            for contact in episode["contacts"]
+        ),
+        arm=episode["arm"],
+        seconds=episode["seconds"],
+        provenance=json.loads(episode["provenance"]),
+    )

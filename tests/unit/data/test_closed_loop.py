@@ -1,0 +1,144 @@
+"""The closed loop: who is asked when, what is executed, what is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mist_interp.data.records import Decision, Unit
+from mist_interp.data.rollout import object_poses, rollout
+
+UNIT = Unit("libero_spatial", 3, 12)
+
+
+@dataclass
+class CountingWorld:
+    """Succeeds once `succeed_at` control steps were made; its state is the sum of its actions."""
+
+    succeed_at: int = 10**9
+    state: np.ndarray = field(default_factory=lambda: np.zeros(7))
+    looks: list[int] = field(default_factory=list)
+    sent: list[np.ndarray] = field(default_factory=list)
+    events: tuple[Any, ...] = ()
+
+    def reset(self, init_state: int) -> None:
+        self.state = np.full(7, float(init_state))
+        self.sent, self.looks = [], []
+
+    def observe(self) -> dict[str, np.ndarray]:
+        self.looks.append(len(self.sent))
+        return {
+            "robot0_eef_pos": self.state[:3].copy(),
+            "robot0_eef_quat": np.array([0.0, 0, 0, 1]),
+            "robot0_gripper_qpos": np.array([0.04, -0.04]),
+            "bowl_pos": np.ones(3),
+            "bowl_quat": np.array([0.0, 0, 0, 1]),
+            "bowl_to_robot0_eef_pos": np.zeros(3),
+            "bowl_to_robot0_eef_quat": np.zeros(4),
+        }
+
+    def step(self, action: np.ndarray) -> SimpleNamespace:
+        self.sent.append(np.array(action))
+        self.state = self.state + action
+        return SimpleNamespace(success=len(self.sent) >= self.succeed_at)
+
+    def state_hash(self) -> str:
+        return str(self.state.tobytes())
+
+
+def constant(value: float, chunk: int = 8) -> Any:
+    return lambda observation, query: Decision(np.full((chunk, 7), value), chunk=np.full((chunk, 7), value))
+
+
+@given(
+    max_steps=st.integers(1, 60),
+    chunk=st.integers(1, 10),
+    open_loop=st.none() | st.integers(1, 12),
+    succeed_at=st.integers(1, 80),
+)
+def test_every_step_is_executed_once_and_counted(
+    max_steps: int, chunk: int, open_loop: int | None, succeed_at: int
+) -> None:
+    world = CountingWorld(succeed_at)
+    record = rollout(
+        world, constant(0.5, chunk), unit=UNIT, instruction="go", max_steps=max_steps, open_loop_steps=open_loop
+    )
+    stride = min(chunk, open_loop or chunk)
+    assert record.steps == len(world.sent) == min(max_steps, succeed_at)
+    assert record.success == (succeed_at <= max_steps)
+    assert [query.step for query in record.queries] == world.looks == list(range(0, record.steps, stride))
+    assert sum(len(query.executed) for query in record.queries) == record.steps
+    assert [query.index for query in record.queries] == list(range(len(record.queries)))
+
+
+def test_actions_are_sent_as_they_are_and_recorded_as_the_controller_clips_them() -> None:
+    world = CountingWorld()
+    record = rollout(world, constant(1.7), unit=UNIT, instruction="go", max_steps=4)
+    assert np.all(world.sent[0] == 1.7)
+    assert np.all(record.queries[0].executed == 1.0) and np.all(record.queries[0].chunk == 1.7)
+
+
+def test_the_record_shows_the_world_at_the_query_and_not_after_it() -> None:
+    record = rollout(CountingWorld(), constant(1.0), unit=UNIT, instruction="go", max_steps=16)
+    assert record.queries[0].robot_state[0] == UNIT.init_state
+    assert record.queries[1].robot_state[0] == UNIT.init_state + 8
+    assert record.queries[0].state_hash != record.queries[1].state_hash
+
+
+def test_equal_worlds_and_policies_give_equal_hashes() -> None:
+    a, b = (rollout(CountingWorld(), constant(0.1), unit=UNIT, instruction="go", max_steps=20) for _ in range(2))
+    assert [query.state_hash for query in a.queries] == [query.state_hash for query in b.queries]
+
+
+def test_only_whole_poses_of_objects_are_kept() -> None:
+    assert list(object_poses(CountingWorld().observe())) == ["bowl"]
+
+
+def test_on_step_sees_the_reset_and_every_step_in_order() -> None:
+    seen: list[int] = []
+    rollout(
+        CountingWorld(succeed_at=11),
+        constant(0.0),
+        unit=UNIT,
+        instruction="go",
+        max_steps=30,
+        on_step=lambda step, outcome: seen.append(step),
+    )
+    assert seen == list(range(12))
+
+
+@pytest.mark.parametrize("actions", [np.zeros(7), np.zeros((8, 6)), np.zeros((0, 7)), np.full((8, 7), np.nan)])
+def test_a_bad_chunk_is_an_error_that_names_the_query(actions: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="query 0"):
+        rollout(CountingWorld(), lambda o, q: Decision(actions), unit=UNIT, instruction="go", max_steps=8)
+
+
+def test_a_crash_is_not_a_failure() -> None:
+    def crash(observation: Any, query: int) -> Decision:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rollout(CountingWorld(), crash, unit=UNIT, instruction="go", max_steps=8)
+
+
+def test_contacts_become_plain_records() -> None:
+    event = SimpleNamespace(
+        start_step=4,
+        end_step=6,
+        body_robot="hand",
+        body_other="table",
+        kind="hand-table",
+        peak_force=np.float64(12.5),
+        impulse=0.3,
+        point=np.array([0.1, 0.2, 0.9]),
+        normal=np.array([0.0, 0.0, 1.0]),
+    )
+    record = rollout(CountingWorld(events=(event,)), constant(0), unit=UNIT, instruction="go", max_steps=8)
+    assert record.contacts[0].normal == (0.0, 0.0, 1.0)
+    assert record.collided() and record.collided(10.0) and not record.collided(20.0)
