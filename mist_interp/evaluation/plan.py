@@ -13,34 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mist_interp.data.records import Unit
+
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*")
-
-
-@dataclass(frozen=True, order=True)
-class Unit:
-    """One situation in which every arm is tried.
-
-    Attributes:
-        suite: LIBERO suite, e.g. `libero_spatial`.
-        task: index of the task in the suite.
-        init_state: index of the stored initial state of that task.
-        perturbation: id of the change made to the scene, the robot or the words; `none` for the published task.
-        sim_seed: seed of everything random in the simulator.
-        noise_seed: seed of everything random in the policy (diffusion heads).
-    """
-
-    suite: str
-    task: int
-    init_state: int
-    perturbation: str = "none"
-    sim_seed: int = 0
-    noise_seed: int = 0
-
-    @property
-    def slug(self) -> str:
-        """Name of this unit in file names and keys."""
-        seeds = f"s{self.sim_seed}-n{self.noise_seed}"
-        return f"{self.suite}-t{self.task:02d}-i{self.init_state:03d}-{self.perturbation}-{seeds}"
 
 
 @dataclass(frozen=True, order=True)
@@ -53,7 +28,7 @@ class PlannedEpisode:
     @property
     def key(self) -> str:
         """Identity of the row, unique in a results folder."""
-        return f"{self.arm}/{self.unit.slug}"
+        return f"{self.arm}/{self.unit.key}"
 
     def as_row(self) -> dict[str, Any]:
         """Flat columns: `key`, `arm` and the fields of the unit."""
@@ -72,8 +47,8 @@ def make_plan(
     arms: Sequence[str],
     *,
     perturbations: Sequence[str] = ("none",),
-    sim_seeds: Sequence[int] = (0,),
-    noise_seeds: Sequence[int] = (0,),
+    simulator_seeds: Sequence[int] = (0,),
+    policy_seeds: Sequence[int] = (0,),
 ) -> list[PlannedEpisode]:
     """All arms on all units, ordered task by task and unit by unit.
 
@@ -85,8 +60,8 @@ def make_plan(
         "inits": inits,
         "arms": arms,
         "perturbations": perturbations,
-        "sim_seeds": sim_seeds,
-        "noise_seeds": noise_seeds,
+        "simulator_seeds": simulator_seeds,
+        "policy_seeds": policy_seeds,
     }
     for axis, values in axes.items():
         if not len(values):
@@ -98,12 +73,12 @@ def make_plan(
         if not _ARM_NAME.fullmatch(arm):
             raise ValueError(f"arm name {arm!r} cannot be a folder name: use letters, digits and . _ + @ -")
     units = [
-        Unit(suite, task, init, perturbation, sim_seed, noise_seed)
+        Unit(suite, task, init, perturbation, simulator_seed, policy_seed)
         for task in sorted(tasks)
         for perturbation in perturbations
         for init in sorted(inits)
-        for sim_seed in sim_seeds
-        for noise_seed in noise_seeds
+        for simulator_seed in simulator_seeds
+        for policy_seed in policy_seeds
     ]
     return [PlannedEpisode(unit, arm) for unit in units for arm in arms]
 

@@ -1,0 +1,199 @@
+"""What is done to the policy at a query?
+
+An arm sees the query (observation, tensors, the detector's score) and answers with a chunk of actions; in
+between it may edit activations, replace the chunk, or leave everything alone. It reports the edit that was
+live, *measured* at its site during that very forward pass, because an edit that silently stopped is the one
+fault that no success rate would reveal.
+
+The arms here: `none` (the detector runs in shadow, nothing is touched), a fixed steering direction, and a
+random direction of equal norm as its placebo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mist_interp.core.actions import ActionChunk
+from mist_interp.core.inputs import PolicyInputs
+from mist_interp.data.records import Unit
+
+WHEN = ("always", "fired", "triggered")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What an arm may know when the policy looks at the world.
+
+    Attributes:
+        unit: what is being run.
+        index: number of the query in the episode, from 0.
+        step: control steps executed so far.
+        observation: the LIBERO dictionary of this moment.
+        instruction: the sentence that the policy is given.
+        score: the detector's score, None without a detector.
+        fired: the score reaches the threshold now.
+        triggered: it does now or did at an earlier query of this episode.
+        clean: what the untouched policy answers to this query, where the detector's forward pass gave it.
+    """
+
+    unit: Unit
+    index: int
+    step: int
+    observation: Mapping[str, Any]
+    instruction: str
+    score: float | None = None
+    fired: bool = False
+    triggered: bool = False
+    clean: ActionChunk | None = None
+
+
+@dataclass(frozen=True)
+class ArmLog:
+    """What an arm did at one query.
+
+    Attributes:
+        edit: name of the live edit, empty when the policy was left alone.
+        edit_norm: Euclidean norm of the change at the edited site, over all tokens, as measured; 0 without an edit.
+        details: anything else worth a column of JSON.
+    """
+
+    edit: str = ""
+    edit_norm: float = 0.0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Arm(Protocol):
+    """One intervention condition. `act` is called once per query and must not keep state between episodes."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and folders."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Everything that defines the arm, as JSON; two arms with equal config act alike."""
+        ...
+
+    def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
+        """Answer one query (batch of one)."""
+        ...
+
+
+class Direction(Protocol):
+    """What a steering arm needs of a direction; `mist_interp.steering.SteeringDirection` has it."""
+
+    @property
+    def site(self) -> Any: ...
+
+    @property
+    def vector(self) -> Tensor: ...
+
+    def scope(self, vla: Any, coef: float) -> AbstractContextManager[Any]: ...
+
+
+@dataclass(frozen=True)
+class NoEdit:
+    """The policy as it is; with a detector this is the shadow arm, whose triggers are logged and do nothing."""
+
+    name: str = "none"
+
+    def config(self) -> dict[str, Any]:
+        """See `Arm`."""
+        return {"kind": "none"}
+
+    def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
+        """See `Arm`."""
+        return query.clean if query.clean is not None else _forward(vla, inputs), ArmLog()
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Add a fixed direction at its own site.
+
+    Attributes:
+        direction: where and what to add.
+        coef: strength in the direction's own unit; 0 is exactly no steering.
+        when: `always`, `fired` (queries at which the detector fires) or `triggered` (from the first such query on).
+        name: name in tables and folders.
+    """
+
+    direction: Direction
+    coef: float = 1.0
+    when: str = "always"
+    name: str = "steer"
+
+    def __post_init__(self) -> None:
+        if self.when not in WHEN:
+            raise ValueError(f"arm {self.name!r}: when={self.when!r}; possible: {', '.join(WHEN)}")
+        if not np.isfinite(self.coef):
+            raise ValueError(f"arm {self.name!r}: coef={self.coef} is not a finite number")
+
+    def config(self) -> dict[str, Any]:
+        """See `Arm`."""
+        return {
+            "kind": "steer",
+            "site": str(self.direction.site),
+            "direction": fingerprint(self.direction.vector),
+            "coef": float(self.coef),
+            "when": self.when,
+        }
+
+    def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
+        """See `Arm`."""
+        live = {"always": True, "fired": query.fired, "triggered": query.triggered}[self.when]
+        if not live or self.coef == 0:
+            return NoEdit().act(vla, inputs, query)
+        chunk, norm = _steered(vla, inputs, self.direction, self.coef)
+        return chunk, ArmLog(f"{self.name}({self.coef:g})", norm)
+
+
+def random_direction(
+    direction: Any, coef: float = 1.0, *, seed: int = 0, when: str = "always", name: str = "random-direction"
+) -> Steer:
+    """The placebo of `Steer`: a Gaussian direction of equal norm at the same site, equal coefficient and gate."""
+    return Steer(randomized(direction, seed), coef, when, name)
+
+
+def randomized(direction: Any, seed: int = 0) -> Any:
+    """`direction` with its vector replaced by Gaussian noise of equal norm along the last axis."""
+    generator = torch.Generator().manual_seed(seed)
+    vector = direction.vector
+    noise = torch.randn(vector.shape, generator=generator, dtype=torch.float64)
+    noise *= vector.double().norm(dim=-1, keepdim=True).cpu() / noise.norm(dim=-1, keepdim=True)
+    return replace(direction, vector=noise.to(vector))
+
+
+def fingerprint(vector: Tensor) -> str:
+    """Short hash of a tensor's shape and values: two runs steered by the same vector agree in it."""
+    values = vector.detach().cpu().float().contiguous()
+    return hashlib.sha256(str(tuple(values.shape)).encode() + values.numpy().tobytes()).hexdigest()[:16]
+
+
+def _forward(vla: Any, inputs: PolicyInputs) -> ActionChunk:
+    with torch.no_grad():
+        chunk: ActionChunk = vla(inputs)
+    return chunk
+
+
+def _steered(vla: Any, inputs: PolicyInputs, direction: Direction, coef: float) -> tuple[ActionChunk, float]:
+    """The steered answer and the norm of the change that really happened at the site, in the same forward pass."""
+    seen: dict[str, Tensor] = {}
+
+    def remember(key: str) -> Any:
+        def hook(x: Tensor, site: Any) -> None:
+            seen[key] = x.detach().clone()
+
+        return hook
+
+    point = (direction.site, remember("before"))
+    with vla.hooks(point), direction.scope(vla, coef), vla.hooks((direction.site, remember("after"))):
+        chunk = _forward(vla, inputs)
+    return chunk, float((seen["after"].double() - seen["before"].double()).norm())

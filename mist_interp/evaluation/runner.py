@@ -1,0 +1,203 @@
+"""How are all episodes of a paired evaluation run, so that any cut costs at most the episode in flight?
+
+`evaluate` writes the plan, runs what has no row yet, and stores each row before the next episode starts. The
+same call goes on where the last one ended; an episode that raises becomes an error row. Nothing is printed:
+progress goes to a callback.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mist_interp.core.errors import UnknownName
+from mist_interp.core.files import write_atomic
+from mist_interp.evaluation.arms import Arm, NoEdit
+from mist_interp.evaluation.detector import Detector
+from mist_interp.evaluation.environments import MakeEnv, make_libero_env
+from mist_interp.evaluation.execute import Job, Protocol, run_episodes
+from mist_interp.evaluation.folder import ResultsFolder, episode_table
+from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, shard_of
+from mist_interp.evaluation.progress import Progress, ProgressMeter
+from mist_interp.evaluation.sample import film_sample
+from mist_interp.evaluation.subject import model_facts, resolve_policy
+from mist_interp.evaluation.summary import summarize
+from mist_interp.evaluation.workers import run_in_processes
+
+DEFAULT_PROTOCOL = Protocol()
+VIDEOS = ("none", "sample", "failures", "all")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run on disk, complete or not.
+
+    Attributes:
+        folder: its files.
+        planned: episodes in the plan.
+        to_run: episodes that had no row when the call began.
+    """
+
+    folder: ResultsFolder
+    planned: int
+    to_run: int
+
+    def episodes(self) -> pd.DataFrame:
+        """One row per finished episode."""
+        return episode_table(self.folder.rows())
+
+    def summary(self) -> dict[str, Any]:
+        """Metrics with intervals, comparisons, counts; see `summarize`."""
+        return summarize_folder(self.folder)
+
+
+def evaluate(
+    vla: Any,
+    suite: Any,
+    arms: Sequence[Arm] = (NoEdit(),),
+    *,
+    out: str | Path,
+    tasks: Sequence[int] | str = "all",
+    inits: Sequence[int] = tuple(range(10)),
+    simulator_seeds: Sequence[int] = (0,),
+    policy_seeds: Sequence[int] = (0,),
+    protocol: Protocol = DEFAULT_PROTOCOL,
+    detector: Detector | None = None,
+    videos: str = "none",
+    limit: int | None = None,
+    shard: str | None = None,
+    workers: int = 1,
+    retry_errors: bool = False,
+    dry_run: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    make_env: MakeEnv = make_libero_env,
+) -> Evaluation:
+    """Run all arms on the same units, or go on with it.
+
+    Args:
+        vla: the policy, or what `HookedVLA.from_pretrained` takes (needed in that form by `workers` > 1).
+        suite: a `LiberoSuite` or its name.
+        arms: interventions; the first table compares them with the arm called `none`.
+        out: results folder.
+        tasks: task indices of the suite, or `all`.
+        inits: init states of each task.
+        simulator_seeds: seeds of the simulator; each makes further units.
+        policy_seeds: seeds of the policy's noise; each makes further units.
+        protocol: render profile, step limit and the like.
+        detector: looks at every query of every arm; without one no trigger is logged.
+        videos: `none`; `all` episodes; `failures` (no success, or a collision); `sample` films a few telling pairs of
+            finished episodes afterwards, see `film_sample`.
+        limit: run only the first `limit` units (all their arms); the summary is then marked partial.
+        shard: `i/n`: this process runs the i-th of n parts; all parts share the folder.
+        workers: processes; each loads its own policy.
+        retry_errors: run episodes again whose row is an error.
+        dry_run: write nothing, run nothing; the returned counts say what would be run.
+        on_progress: called after each episode and at the start.
+        make_env: builds the environment of a task.
+
+    Raises:
+        SettingsDiffer: `out` holds a run with other settings.
+        UnknownName: a task that the suite does not have, or an unknown value of `videos`.
+        RuntimeError: ten episodes crashed one after the other, or a worker died.
+    """
+    if videos not in VIDEOS:
+        raise UnknownName("value of videos", videos, VIDEOS)
+    suite = _suite(suite)
+    plan = make_plan(
+        suite.name,
+        _task_indices(suite, tasks),
+        inits,
+        [arm.name for arm in arms],
+        simulator_seeds=simulator_seeds,
+        policy_seeds=policy_seeds,
+    )
+    _check_inits(suite, plan)
+    part = first_units(plan, limit) if limit is not None else plan
+    part = shard_of(part, shard) if shard else part
+    folder = ResultsFolder(out)
+    if dry_run:
+        return Evaluation(folder, len(plan), len(folder.missing(part, retry_errors=retry_errors)))
+    policy = resolve_policy(vla)
+    folder.start(_settings(policy, suite, arms, protocol, detector), plan)
+    todo = folder.missing(part, retry_errors=retry_errors)
+    done = {row["key"]: row for row in folder.rows()}
+    for episode in todo:
+        done.pop(episode.key, None)
+    meter = ProgressMeter(part, done)
+    report = on_progress or (lambda _: None)
+    report(meter.now())
+    job = Job(suite, tuple(arms), protocol, detector, videos, folder.path, make_env)
+    if workers > 1:
+        run_in_processes(vla, job, todo, workers, lambda row: report(meter.add(row)))
+    else:
+        run_episodes(policy, job, todo, lambda row: report(meter.add(row)))
+    folder.write_table()
+    if videos == "sample":
+        film_sample(folder, suite, make_env=make_env)
+    write_summary(folder)
+    return Evaluation(folder, len(plan), len(todo))
+
+
+def summarize_folder(folder: ResultsFolder) -> dict[str, Any]:
+    """Summary of what the folder holds now."""
+    config, rows, plan = folder.config(), folder.rows(), folder.plan()
+    settings = config["settings"]
+    reasons = []
+    if settings["max_steps"] < settings["suite_max_steps"]:
+        reasons.append(f"step limit {settings['max_steps']} instead of the suite's {settings['suite_max_steps']}")
+    return summarize(pd.DataFrame(rows), tuple(dict.fromkeys(e.arm for e in plan)), planned=len(plan), partial=reasons)
+
+
+def write_summary(folder: ResultsFolder) -> dict[str, Any]:
+    """Write `summary.json` and return it."""
+    summary = summarize_folder(folder)
+    write_atomic(folder.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _settings(
+    policy: Any, suite: Any, arms: Sequence[Arm], protocol: Protocol, detector: Detector | None
+) -> dict[str, Any]:
+    return {
+        "suite": suite.name,
+        "suite_max_steps": suite.max_steps,
+        "model": model_facts(policy),
+        **asdict(protocol),
+        "max_steps": protocol.max_steps or suite.max_steps,
+        "detector": detector.config() if detector else None,
+        "arms": {arm.name: arm.config() for arm in arms},
+    }
+
+
+def _suite(suite: Any) -> Any:
+    if not isinstance(suite, str):
+        return suite
+    from mist_interp.libero import LiberoSuite
+
+    return LiberoSuite(suite)
+
+
+def _task_indices(suite: Any, tasks: Sequence[int] | str) -> list[int]:
+    possible = range(len(suite.tasks))
+    if isinstance(tasks, str):
+        if tasks != "all":
+            raise UnknownName("value of tasks", tasks, ["all"])
+        return list(possible)
+    for task in tasks:
+        if task not in possible:
+            raise UnknownName(f"task of {suite.name}", task, [str(index) for index in possible])
+    return list(tasks)
+
+
+def _check_inits(suite: Any, plan: Sequence[PlannedEpisode]) -> None:
+    for episode in plan:
+        count = suite.tasks[episode.unit.task].n_init_states
+        if not 0 <= episode.unit.init_state < count:
+            raise ValueError(
+                f"init state {episode.unit.init_state}: task {episode.unit.task} of {suite.name} has 0 to {count - 1}"
+            )

@@ -1,0 +1,145 @@
+"""What does a run say, as one JSON object that anyone can recompute from the episode rows?
+
+Per arm all metrics with intervals; per arm against the reference arm the paired differences, the exact McNemar
+test with Holm's correction across arms, and the smallest difference that this many units could have shown; per
+task and arm the counts. A run that is not finished, or was cut by a step limit below the suite's, is marked
+`partial` and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mist_interp.evaluation.metrics import METRICS, PairedEpisodes, estimate, estimate_difference, metric, pair
+from mist_interp.evaluation.statistics import (
+    DRAWS,
+    holm,
+    mcnemar_p,
+    smallest_detectable_difference,
+    wilson,
+)
+
+REFERENCE_ARM = "none"
+TESTED_METRICS = ("success_rate", "collision_rate_1n")
+CO_POLICY_SHARE = 0.3
+
+
+def summarize(
+    rows: pd.DataFrame,
+    arms: Sequence[str],
+    *,
+    planned: int | None = None,
+    partial: Sequence[str] = (),
+    draws: int = DRAWS,
+) -> dict[str, Any]:
+    """Summary of the episode rows of a run.
+
+    Args:
+        rows: one row per finished episode, errors included.
+        arms: arms of the run in their order.
+        planned: episodes in the plan; the run is partial while fewer have finished.
+        partial: further reasons why the numbers are not a result.
+        draws: bootstrap draws.
+    """
+    reasons = list(partial)
+    if planned is not None and len(rows) < planned:
+        reasons.append(f"{len(rows)} of {planned} planned episodes have run")
+    paired = pair(rows, arms) if len(rows) else None
+    summary: dict[str, Any] = {
+        "partial": bool(reasons),
+        "partial_reasons": reasons,
+        "episodes": {
+            "planned": planned if planned is not None else len(rows),
+            "finished": len(rows),
+            "errors": int((rows["status"] == "error").sum()) if len(rows) else 0,
+        },
+        "units": {
+            "compared": paired.units if paired else 0,
+            "dropped_for_errors": paired.invalid_units if paired else 0,
+            "not_finished_in_all_arms": paired.unfinished_units if paired else 0,
+        },
+        "definitions": {m.name: m.definition for m in METRICS},
+        "labels": {m.name: m.label for m in METRICS},
+        "arms": {},
+        "comparisons": [],
+        "tasks": [],
+    }
+    if paired is None or not paired.units:
+        return summary
+    summary["arms"] = {arm: _arm(paired, arm, draws) for arm in paired.arms}
+    if REFERENCE_ARM in paired.arms:
+        summary["comparisons"] = _comparisons(paired, draws)
+    summary["tasks"] = _tasks(paired)
+    return summary
+
+
+def _arm(paired: PairedEpisodes, arm: str, draws: int) -> dict[str, Any]:
+    rows = paired.of(arm)
+    queries = float(rows["queries"].sum())
+    active = float(rows["active_queries"].sum())
+    collided = rows[rows["collision_1n"].astype(bool)]
+    return {
+        "metrics": {m.name: estimate(rows, m, draws=draws).as_row() for m in METRICS},
+        "units": len(rows),
+        "successes": int(rows["success"].sum()),
+        "triggered": int(rows["triggered"].fillna(False).astype(bool).sum()),
+        "active_query_share": active / queries if queries else None,
+        "co_policy": bool(queries and active / queries > CO_POLICY_SHARE),
+        "edited_query_share": float(rows["edited_queries"].sum()) / queries if queries else None,
+        "median_first_event_step": float(collided["first_event_step"].median()) if len(collided) else None,
+        "median_seconds_per_episode": float(rows["seconds"].median()),
+        "median_query_ms": float(rows["median_query_ms"].median()),
+    }
+
+
+def _comparisons(paired: PairedEpisodes, draws: int) -> list[dict[str, Any]]:
+    reference = paired.of(REFERENCE_ARM)
+    others = [arm for arm in paired.arms if arm != REFERENCE_ARM]
+    comparisons = []
+    for name in TESTED_METRICS:
+        of = metric(name)
+        base = np.asarray(of.numerator(reference), dtype=bool)
+        tested: list[dict[str, Any]] = []
+        for arm in others:
+            rows = paired.of(arm)
+            outcome = np.asarray(of.numerator(rows), dtype=bool)
+            only_arm, only_reference = int((outcome & ~base).sum()), int((base & ~outcome).sum())
+            tested.append(
+                {
+                    "arm": arm,
+                    "reference": REFERENCE_ARM,
+                    "metric": name,
+                    "difference": estimate_difference(rows, reference, of, draws=draws).as_row(),
+                    "only_arm": only_arm,
+                    "only_reference": only_reference,
+                    "p_mcnemar": mcnemar_p(only_arm, only_reference),
+                    "smallest_detectable": smallest_detectable_difference(len(base), only_arm + only_reference),
+                }
+            )
+        for row, adjusted in zip(tested, holm([row["p_mcnemar"] for row in tested]), strict=True):
+            row["p_holm"] = adjusted
+        comparisons += tested
+    return comparisons
+
+
+def _tasks(paired: PairedEpisodes) -> list[dict[str, Any]]:
+    table = []
+    for (suite, task, arm), rows in paired.rows.groupby(["suite", "task", "arm"], sort=True):
+        successes, collisions = int(rows["success"].sum()), int(rows["collision_1n"].sum())
+        table.append(
+            {
+                "suite": suite,
+                "task": int(task),
+                "arm": arm,
+                "instruction": str(rows["instruction"].iloc[0]),
+                "units": len(rows),
+                "successes": successes,
+                "success_interval": list(wilson(successes, len(rows))),
+                "collisions_1n": collisions,
+            }
+        )
+    return table
