@@ -1,0 +1,293 @@
+"""Which change of the residual stream is a concept, and how much of it is "one"?
+
+A `SteeringDirection` is a vector at a site and at named tokens. Its coefficient has a unit: the vector is scaled so
+that
+
+    coefficient 1  =  one standard deviation of the projection of the training activations on the direction
+
+and adding `coef * vector` at every selected token moves their pooled projection by `coef` such deviations, at any
+layer and in any model. Coefficient 0 is exactly no steering: no hook is set.
+
+Source of the contrast of means: Rimsky et al. 2024 (contrastive activation addition), Marks and Tegmark 2024
+(difference in means).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mist_interp.core.files import write_atomic
+from mist_interp.core.names import Site
+from mist_interp.core.provenance import provenance
+from mist_interp.data.activation_set import ActivationSet, StartState, fingerprint, refuse_shared, start_states
+from mist_interp.data.records import Array, Unit
+from mist_interp.steering.contrast import check_comparable, mean_difference
+
+SIGMA = "1 standard deviation of the training projection"
+COMBINATION = "linear combination of directions"
+FORMAT = 1
+
+
+class Steerable(Protocol):
+    """What steering needs of a policy; `mist_interp.HookedVLA` has it."""
+
+    def hooks(self, *pairs: Any) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringDirection:
+    """A direction at a site, scaled to its unit.
+
+    Attributes:
+        site: where it was found and is added.
+        vector: (width,) float32; what coefficient 1 adds at every selected token.
+        tokens: token selector, e.g. `action_read`, `action_read.dz`, `vision`.
+        unit: what coefficient 1 means.
+        source: how it was made: method, counts, model, versions.
+        trained_on: the start states (suite, task, init state) whose episodes it was made from.
+    """
+
+    site: Site
+    vector: Float[Tensor, " width"]
+    tokens: str = "action_read"
+    unit: str = SIGMA
+    source: Mapping[str, Any] = field(default_factory=dict)
+    trained_on: frozenset[StartState] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.vector.ndim != 1 or not bool(torch.isfinite(self.vector).all()):
+            raise ValueError(
+                f"a direction is a vector of finite numbers; this one has shape {tuple(self.vector.shape)}"
+            )
+
+    @property
+    def norm(self) -> float:
+        """Euclidean length of what coefficient 1 adds at one token."""
+        return float(self.vector.double().norm())
+
+    # -- making
+
+    @classmethod
+    def from_contrast(
+        cls,
+        pos: ActivationSet,
+        neg: ActivationSet,
+        *,
+        evaluation: Iterable[Unit] = (),
+        within_task: bool = True,
+    ) -> SteeringDirection:
+        """Difference of means, from `neg` towards `pos`.
+
+        Args:
+            pos: rows of one kind (e.g. queries of successful episodes).
+            neg: rows of the other kind, at the same site and tokens.
+            evaluation: the units on which the direction will be judged.
+            within_task: take the difference within each task that has both kinds and average them, weighted by how
+                well each is determined (n+ n- / (n+ + n-)), so that the direction does not say which task it is.
+
+        Raises:
+            ValueError: a start state of `evaluation` is among the rows, the sites differ, or there is nothing to
+                compare.
+        """
+        check_comparable(pos, neg)
+        trained_on = pos.start_states | neg.start_states
+        refuse_shared(trained_on, start_states(evaluation))
+        strata = (pos.tasks, neg.tasks) if within_task else (np.zeros(len(pos)), np.zeros(len(neg)))
+        difference = mean_difference(pos.x, neg.x, *strata)
+        return cls.scaled(
+            difference,
+            np.concatenate([pos.x, neg.x]),
+            site=pos.site,
+            tokens=pos.tokens,
+            source={
+                "method": "difference of means" + (" within tasks" if within_task else ""),
+                "rows": {"positive": len(pos), "negative": len(neg)},
+                "pool": pos.pool,
+                "data": dict(pos.source),
+            },
+            trained_on=trained_on,
+        )
+
+    @classmethod
+    def scaled(
+        cls,
+        vector: Float[Array, " width"],
+        x: Float[Array, "rows width"],
+        *,
+        site: Site,
+        tokens: str,
+        source: Mapping[str, Any],
+        trained_on: Iterable[StartState],
+    ) -> SteeringDirection:
+        """`vector`, rescaled so that coefficient 1 is one standard deviation of the projection of `x` on it.
+
+        Raises:
+            ValueError: the vector is zero, or the rows do not vary along it: there is no unit then.
+        """
+        direction = np.asarray(vector, dtype=np.float64)
+        length = float(np.linalg.norm(direction))
+        if not np.isfinite(length) or length == 0:
+            raise ValueError("the direction has no length: both kinds of rows have the same mean")
+        direction = direction / length
+        sigma = float(np.std(np.asarray(x, dtype=np.float64) @ direction))
+        if sigma <= 1e-12 * max(1.0, float(np.abs(x).max(initial=0.0))):
+            raise ValueError("the training activations do not vary along the direction, so it has no unit")
+        states = frozenset(trained_on)
+        facts = {**source, "start_states": fingerprint(states), "versions": provenance()}
+        return cls(site, torch.tensor(direction * sigma, dtype=torch.float32), tokens, SIGMA, facts, states)
+
+    @classmethod
+    def random(cls, like: SteeringDirection, seed: int) -> SteeringDirection:
+        """The placebo: an isotropic random direction of the same length at the same site and tokens."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(like.vector.shape, generator=generator, dtype=torch.float64)
+        vector = (noise * (like.norm / noise.norm())).to(like.vector)
+        return replace(like, vector=vector, source={"method": "random, equal norm", "seed": seed, "like": like.source})
+
+    # -- using
+
+    @contextmanager
+    def scope(self, vla: Steerable, coef: float = 1.0) -> Iterator[None]:
+        """Within the scope, every forward pass of `vla` gets `coef * vector` added at the selected tokens.
+
+        Coefficient 0 sets no hook, so nothing changes, bit for bit. Leaving the scope removes exactly this edit.
+
+        Raises:
+            ValueError: the coefficient is not finite; at the first forward, that the width does not fit the site.
+        """
+        coefficient = float(coef)
+        if not np.isfinite(coefficient):
+            raise ValueError(f"coef is {coef}; it must be a finite number of units ({self.unit})")
+        if coefficient == 0.0:
+            yield
+            return
+        with vla.hooks((self.site, self._adder(coefficient))):
+            yield
+
+    steer = scope
+
+    def _adder(self, coefficient: float) -> Any:
+        def add(x: Any, site: Any) -> Tensor:
+            values: Tensor = x.values
+            if values.shape[-1] != len(self.vector):
+                raise ValueError(
+                    f"{site} is {values.shape[-1]} wide, this direction {len(self.vector)}: another model?"
+                )
+            selection = x.axis.select(self.tokens)
+            mask = selection.mask(values.shape[1]).to(values.device)
+            shift = (coefficient * self.vector.double()).to(values)
+            return torch.where(mask[..., None], values + shift, values)
+
+        return add
+
+    # -- algebra
+
+    def __neg__(self) -> SteeringDirection:
+        return replace(self, vector=-self.vector, source={"method": "reversed", "of": self.source})
+
+    def __mul__(self, factor: float) -> SteeringDirection:
+        unit = f"{float(factor):g} x ({self.unit})"
+        return replace(self, vector=self.vector * float(factor), unit=unit)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> SteeringDirection:
+        return self * (1.0 / float(divisor))
+
+    def __add__(self, other: SteeringDirection) -> SteeringDirection:
+        self._check_same_place(other)
+        return replace(
+            self,
+            vector=self.vector + other.vector,
+            unit=COMBINATION,
+            source={"method": "sum", "of": [self.source, other.source]},
+            trained_on=self.trained_on | other.trained_on,
+        )
+
+    def __sub__(self, other: SteeringDirection) -> SteeringDirection:
+        return self + (-other)
+
+    def cosine(self, other: SteeringDirection) -> float:
+        """Cosine of the angle between two directions of the same site and tokens; NaN when one has no length."""
+        self._check_same_place(other)
+        a, b = self.vector.double(), other.vector.double()
+        lengths = float(a.norm() * b.norm())
+        return float(a @ b) / lengths if lengths > 0 else float("nan")
+
+    def project(self, x: Float[Array, "rows width"]) -> Float[Array, " rows"]:
+        """How many units along the direction each row lies (from the origin)."""
+        vector = self.vector.double().numpy()
+        projected: Array = np.asarray(x, dtype=np.float64) @ vector / float(vector @ vector)
+        return projected
+
+    def check_disjoint(self, units: Iterable[Unit]) -> None:
+        """Refuse an evaluation on episodes that the direction was made from.
+
+        Raises:
+            ValueError: a start state is in both; the message names some.
+        """
+        refuse_shared(self.trained_on, start_states(units))
+
+    # -- keeping
+
+    def save(self, folder: str | Path) -> None:
+        """Write `direction.safetensors` and `direction.json` into `folder`."""
+        folder = Path(folder)
+        content = {
+            "format": FORMAT,
+            "site": self.site.name,
+            "tokens": self.tokens,
+            "unit": self.unit,
+            "source": self.source,
+            "trained_on": sorted(self.trained_on),
+        }
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        write_atomic(folder / "direction.safetensors", save_tensors({"vector": self.vector.contiguous()}))
+        write_atomic(folder / "direction.json", text)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SteeringDirection:
+        """Inverse of `save`.
+
+        Raises:
+            FileNotFoundError: there is no direction in this folder.
+            ValueError: it was written in a format that this version does not know.
+        """
+        folder = Path(folder)
+        path = folder / "direction.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"no steering direction in {folder}: direction.json is missing")
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"{path} has format {content['format']}; this package reads {FORMAT}")
+        return cls(
+            site=Site(content["site"]),
+            vector=load_tensors((folder / "direction.safetensors").read_bytes())["vector"],
+            tokens=content["tokens"],
+            unit=content["unit"],
+            source=content["source"],
+            trained_on=frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"]),
+        )
+
+    def _check_same_place(self, other: SteeringDirection) -> None:
+        mine, theirs = (self.site.name, self.tokens), (other.site.name, other.tokens)
+        if mine != theirs:
+            raise ValueError(f"directions of different places cannot be combined: {mine} and {theirs}")
+
+    def __repr__(self) -> str:
+        return (
+            f"SteeringDirection({self.site.key!r}, tokens={self.tokens!r}, width={len(self.vector)}, "
+            f"norm={self.norm:.3g}, unit={self.unit!r})"
+        )
