@@ -173,22 +173,17 @@ class SteeringDirection:
         if coefficient == 0.0:
             yield
             return
-        with vla.hooks((self.site, self._adder(coefficient))):
+        with vla.hooks((self.site, self._adder(coefficient), self.tokens)):
             yield
 
     steer = scope
 
     def _adder(self, coefficient: float) -> Any:
-        def add(x: Any, site: Any) -> Tensor:
-            values: Tensor = x.values
-            if values.shape[-1] != len(self.vector):
-                raise ValueError(
-                    f"{site} is {values.shape[-1]} wide, this direction {len(self.vector)}: another model?"
-                )
-            selection = x.axis.select(self.tokens)
-            mask = selection.mask(values.shape[1]).to(values.device)
-            shift = (coefficient * self.vector.double()).to(values)
-            return torch.where(mask[..., None], values + shift, values)
+        def add(x: Tensor, site: Site) -> Tensor:
+            if x.shape[-1] != len(self.vector):
+                wide = f"{site} is {x.shape[-1]} wide, this direction {len(self.vector)}"
+                raise ValueError(f"{wide}: it was made with another model")
+            return x + (coefficient * self.vector.double()).to(x)
 
         return add
 

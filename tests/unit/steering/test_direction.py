@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,8 +57,9 @@ class FakeVLA:
                 self.live.remove(pair)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        for site, hook in self.live:
-            values = hook(SimpleNamespace(values=values, axis=LAYOUT), site)
+        for site, hook, tokens in self.live:
+            mask, values = LAYOUT.mask(tokens), values.clone()
+            values[mask] = hook(values[mask][None], site)[0]
         return values
 
 
