@@ -291,7 +291,10 @@ def _groups(model: mujoco.MjModel, scene: SceneNames, parts: list[list[list[int]
     yield from take(BodyClass.FLOOR, [0])
     for root in sorted(body for body in left if model.body_parentid[body] == 0):
         bodies = subtree(model, root)
-        yield from take(BodyClass.FLOOR if _all_planes(model, bodies) else BodyClass.TABLE, bodies)
+        if _floats(model, bodies):
+            yield from take(BodyClass.DISTRACTOR, bodies)
+        else:
+            yield from take(BodyClass.FLOOR if _all_planes(model, bodies) else BodyClass.TABLE, bodies)
 
 
 def _finger_roots(model: mujoco.MjModel, gripper: list[int]) -> list[int]:

@@ -7,8 +7,11 @@ always points from the obstacle to the robot.
 
 What is forbidden is decided in ``bodies.py``; what makes an event, in ``contact_events.py``. Decided here:
 
-- **Held**: an object with a free joint is held at a sub-step if two different fingers have touched it within the last
-  ``GRASP_MEMORY`` sub-steps (10 ms: fingers chatter, and a dropped object falls less than 1 mm in that time).
+- **Held**: an object with a free joint becomes held at a sub-step in which two fingers touch it from opposing sides:
+  the mean normals of the two, contacts weighted by their depth, enclose more than 90 degrees (a closed gripper that
+  pushes a box ahead of itself touches it with both fingers and does not hold it). It stays held while both fingers have
+  touched it within the last ``GRASP_MEMORY`` sub-steps (10 ms: fingers chatter, and what is dropped falls less than
+  1 mm in that time).
 - **Excluded**: contacts present at the end of settling, and contacts with the scene that an object has when it becomes
   held (it rests on something), until they break, that is, until the pair has been apart for more than ``MERGED_BREAK``
   control steps: the same measure that ends an event. A pair that is in the middle of an event is never excluded.
@@ -176,15 +179,15 @@ class ContactMonitor:
             for code in set(pairs[((meaning & SCENE) != 0) & (gaps <= 0)].tolist()):
                 state.resting[self._scene_pair(code)] = state.step
         forces: dict[Pair, float] = {}
-        for contact in (meaning & (FORBIDDEN | GRASP)).nonzero()[0].tolist():
-            if gaps[contact] > 0:
-                continue
-            code = int(pairs[contact])
-            if meaning[contact] & GRASP:
+        for contact in (meaning & FORBIDDEN).nonzero()[0].tolist():
+            if gaps[contact] <= 0:
+                code = int(pairs[contact])
+                self._add(data, contact, self._robot_pair(code), code, substep, forces)
+        grasping = (meaning & GRASP).nonzero()[0]
+        if len(grasping):
+            for code in set(pairs[grasping[gaps[grasping] <= 0]].tolist()):
                 finger, thing = self._robot_pair(code)
                 state.touched.setdefault(thing, {})[finger] = state.clock
-            if meaning[contact] & FORBIDDEN:
-                self._add(data, contact, self._robot_pair(code), code, substep, forces)
         if state.touched:
             self._sample_held(data, pairs, gaps, substep, forces)
         for pair, force in forces.items():
@@ -254,11 +257,15 @@ class ContactMonitor:
     ) -> None:
         state = self._state
         recent = {
-            thing: [finger for finger, clock in fingers.items() if state.clock - clock < GRASP_MEMORY]
+            thing: {finger: clock for finger, clock in fingers.items() if state.clock - clock < GRASP_MEMORY}
             for thing, fingers in state.touched.items()
         }
-        state.touched = {thing: state.touched[thing] for thing, fingers in recent.items() if fingers}
-        held = frozenset(thing for thing, fingers in recent.items() if len(fingers) > 1)
+        state.touched = {thing: fingers for thing, fingers in recent.items() if fingers}
+        held = frozenset(
+            thing
+            for thing, fingers in state.touched.items()
+            if len(fingers) > 1 and (thing in state.held or self._pinched(data, pairs, gaps, thing))
+        )
         for thing in held:
             contacts = self._forbidden_if_held[thing][pairs].nonzero()[0].tolist()
             touching = {
@@ -273,6 +280,19 @@ class ContactMonitor:
             for contact, pair in touching.items():
                 self._add(data, contact, pair, int(pairs[contact]), substep, forces)
         state.held = held
+
+    def _pinched(self, data: mujoco.MjData, pairs: np.ndarray, gaps: np.ndarray, thing: int) -> bool:
+        """Say whether two fingers touch an object from opposing sides."""
+        normals: dict[int, np.ndarray] = {}
+        for contact in ((self._meaning[pairs] & GRASP != 0) & (gaps <= 0)).nonzero()[0].tolist():
+            code = int(pairs[contact])
+            finger, touched = self._robot_pair(code)
+            if touched == thing:
+                sign = -1.0 if code % self._count == thing else 1.0
+                normals.setdefault(finger, np.zeros(3))
+                normals[finger] += sign * gaps[contact] * data.contact.frame[contact, :3]
+        fingers = list(normals.values())
+        return any(float(a @ b) < 0 for index, a in enumerate(fingers) for b in fingers[:index])
 
     def _exclude_resting(self, thing: int, touching: set[Pair]) -> None:
         """Exclude what an object touches, or has just touched, when it becomes held."""

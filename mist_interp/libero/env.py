@@ -1,0 +1,234 @@
+"""How does a policy act in a LIBERO task?
+
+:class:`LiberoEnv` runs one task: reset to an initial state as the OpenVLA-OFT protocol does, look, step, fork. Physics and
+observations are LIBERO's, bit for bit; pictures are drawn only when :meth:`LiberoEnv.observe` is called.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mist_interp.libero.packages import load_simulator, silenced
+from mist_interp.libero.suite import SETTLING_STEPS, Task
+
+load_simulator()
+
+import mujoco  # noqa: E402
+
+from mist_interp.libero.contacts import ContactEvent, ContactMonitor, ContactSample  # noqa: E402
+from mist_interp.libero.bodies import BodyClasses  # noqa: E402
+from mist_interp.libero.fork import Fork  # noqa: E402
+from mist_interp.libero.observation import Sample, SamplingClock  # noqa: E402
+from mist_interp.libero.placement import FixturePlacement  # noqa: E402
+from mist_interp.libero.render import Renderer, find_profile  # noqa: E402
+from mist_interp.libero.stepping import Stepper  # noqa: E402
+
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+SETTLING_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one control step led to.
+
+    Attributes:
+        success: LIBERO's success predicate.
+        contacts: the forbidden contacts of this step that reach 1 N.
+    """
+
+    success: bool
+    contacts: tuple[ContactSample, ...] = ()
+
+
+class LiberoEnv:
+    """One LIBERO task in the simulator.
+
+    Args:
+        task: which task.
+        profile: ``"fast"`` or ``"faithful"`` rendering.
+        resolution: side of the square camera images in pixels (256 in the OpenVLA-OFT protocol).
+        seed: seed of LIBERO's placement of fixtures (0 in the protocol).
+
+    Raises:
+        UnknownName: unknown render profile.
+    """
+
+    def __init__(self, task: Task, profile: str = "fast", resolution: int = 256, seed: int = 0) -> None:
+        self.task = task
+        self.resolution = resolution
+        self.profile = find_profile(profile)
+        self._libero = _build(task)
+        self._placement = FixturePlacement(self._libero, seed)
+        env = self._libero.env
+        self.model = env.sim.model._model
+        self.data = env.sim.data._data
+        self._classes = BodyClasses.from_env(env)
+        self._renderer: Renderer | None = None
+        self._eef_body = self._id("body", env.robots[0].robot_model.eef_name)
+        self._eef_site = env.robots[0].eef_site_id
+        self._fingers = list(env.robots[0]._ref_gripper_joint_pos_indexes)
+        self._objects = {thing.name: env.obj_body_id[thing.name] for thing in env.objects}
+        self._kinematics = mujoco.MjData(self.model)
+        self.control_steps = 0
+        self.init_state: int | None = None
+
+    # Acting ------------------------------------------------------------------------------------------------------
+
+    def reset(self, init_state: int) -> None:
+        """Start from one of the task's initial states and let the scene settle for 10 steps with open gripper.
+
+        Raises:
+            IndexError: there is no such initial state; says how many there are.
+        """
+        states = self.task.init_states
+        if not 0 <= init_state < len(states):
+            raise IndexError(f"init_state={init_state}: task {self.task.name!r} has states 0..{len(states) - 1}")
+        self._placement.apply(init_state)
+        with silenced():
+            self._libero.env.sim.set_state_from_flattened(states[init_state])
+            self._libero.env.sim.forward()
+            self._libero.env._check_success()
+            self._libero.env._post_process()
+        self._stepper = Stepper(self._libero.env)
+        # robosuite forces one sample when it resets and LIBERO another one when it sets the state.
+        period = 1.0 / self._libero.env.control_freq
+        self._clock = SamplingClock(period, self._libero.env.model_timestep).tick(force=True)[0].tick(force=True)[0]
+        self._sample = self._sampled_now()
+        self._monitor = ContactMonitor(self.model, self._classes)
+        self.init_state = init_state
+        self.control_steps = -SETTLING_STEPS
+        for _ in range(SETTLING_STEPS):
+            self.step(SETTLING_ACTION)
+        self._monitor.begin(self.data)
+
+    def step(self, action: Float[np.ndarray, "7"]) -> Step:
+        """Run one control step (0.05 s of physics); nothing is rendered.
+
+        Args:
+            action: dx dy dz droll dpitch dyaw in [-1, 1] along world axes, gripper -1 (open) or +1 (close).
+
+        Raises:
+            ValueError: not seven finite numbers.
+        """
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise ValueError(f"an action is 7 finite numbers (dx dy dz droll dpitch dyaw gripper), got {action!r}")
+        success = self._stepper.step(action, self._before_substep, self._after_substep)
+        self.control_steps += 1
+        return Step(success, tuple(self._monitor.end_control_step()) if self.control_steps > 0 else ())
+
+    def _before_substep(self, data: Any, substep: int) -> None:
+        self._clock, self._take = self._clock.tick()
+        if self._take:
+            self._sampled_qpos = data.qpos.copy()
+
+    def _after_substep(self, data: Any, substep: int) -> None:
+        if self._take:
+            self._sample = Sample(self._sampled_qpos, data.qpos[self._fingers])
+        if self.control_steps >= 0:
+            self._monitor.sample(data, substep)
+
+    # Looking -----------------------------------------------------------------------------------------------------
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """LIBERO's observation dictionary of this moment, images included (drawn now).
+
+        Returns:
+            ``agentview_image`` and ``robot0_eye_in_hand_image``: (resolution, resolution, 3) uint8, first row at the
+            bottom, as LIBERO stores them; ``robot0_eef_pos`` (3,) m, ``robot0_eef_quat`` (4,) xyzw,
+            ``robot0_gripper_qpos`` (2,) m; ``<object>_pos`` (3,) m and ``<object>_quat`` (4,) xyzw of every movable
+            object. All in world axes.
+        """
+        observation = self.proprioception()
+        for camera in CAMERAS:
+            observation[f"{camera}_image"] = self._draw(camera, self.resolution)
+        return observation
+
+    def proprioception(self) -> dict[str, np.ndarray]:
+        """The observation without images: robot state and object poses."""
+        kinematics = self._kinematics
+        kinematics.qpos[:] = self._sample.qpos
+        mujoco.mj_kinematics(self.model, kinematics)
+        observation = {
+            "robot0_eef_pos": kinematics.site_xpos[self._eef_site].copy(),
+            "robot0_eef_quat": _xyzw(kinematics.xquat[self._eef_body]),
+            "robot0_gripper_qpos": self._sample.gripper_qpos.copy(),
+        }
+        for name, body in self._objects.items():
+            observation[f"{name}_pos"] = kinematics.xpos[body].copy()
+            observation[f"{name}_quat"] = _xyzw(kinematics.xquat[body])
+        return observation
+
+    def frame(self, camera: str = "agentview", resolution: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """One camera image the right way up for people (the policy's 180 degree turn undone), for videos."""
+        return self._draw(camera, resolution or self.resolution)[::-1]
+
+    @property
+    def events(self) -> tuple[ContactEvent, ...]:
+        """Forbidden contact events (>= 1 N) since the end of settling."""
+        return tuple(self._monitor.events())
+
+    def contact_events(self, threshold: float = 1.0) -> tuple[ContactEvent, ...]:
+        """Forbidden contact events of at least ``threshold`` newton since the end of settling."""
+        return tuple(self._monitor.events(threshold))
+
+    @property
+    def monitor(self) -> ContactMonitor:
+        """The contact monitor of the running episode."""
+        return self._monitor
+
+    # Forking -----------------------------------------------------------------------------------------------------
+
+    def save(self) -> Fork:
+        """Everything that the future depends on; :meth:`restore` continues from it bit for bit."""
+        return Fork.take(self)
+
+    def restore(self, fork: Fork) -> None:
+        """Go back to a saved moment of this task.
+
+        Raises:
+            ValueError: the fork is of another task.
+        """
+        fork.put_back(self)
+
+    def state_hash(self) -> str:
+        """Short hash of the physical state (positions, velocities, warm start, controller goal, gripper)."""
+        digest = hashlib.blake2b(digest_size=12)
+        for array in self.save().arrays():
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Free the renderer and the simulator."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self._libero.close()
+
+    # Inside ------------------------------------------------------------------------------------------------------
+
+    def _draw(self, camera: str, resolution: int) -> UInt8[np.ndarray, "h w 3"]:
+        if self._renderer is None:
+            size = max(resolution, 480)
+            self._renderer = Renderer(self.model, self.profile, (size, max(size, 640)))
+        return self._renderer.draw(self._sample.qpos, camera, resolution, resolution)
+
+    def _sampled_now(self) -> Sample:
+        return Sample(self.data.qpos.copy(), self.data.qpos[self._fingers])
+
+    def _id(self, kind: str, name: str) -> int:
+        return getattr(self.model, kind)(name).id
+
+
+def _build(task: Task) -> Any:
+    from libero.libero.envs.env_wrapper import ControlEnv
+
+    with silenced():
+        return ControlEnv(bddl_file_name=str(task.bddl), has_offscreen_renderer=False, use_camera_obs=False)
+
+
+def _xyzw(wxyz: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"]:
+    return wxyz[[1, 2, 3, 0]]

@@ -1,0 +1,108 @@
+"""Which tasks does a LIBERO suite hold, and how long may a policy try?
+
+Step limits are those of the OpenVLA-OFT evaluation protocol (10 settling steps excluded).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mist_interp.core.errors import UnknownName
+from mist_interp.libero.packages import load_simulator, silenced
+
+MAX_STEPS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+SETTLING_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Task:
+    """One LIBERO task: a scene, an instruction, and its initial simulator states."""
+
+    suite: str
+    index: int
+    name: str
+    instruction: str
+    bddl: Path
+
+    @property
+    def max_steps(self) -> int:
+        """Control steps that a policy has, settling excluded."""
+        return MAX_STEPS[self.suite]
+
+    @cached_property
+    def init_states(self) -> Float[np.ndarray, "init state"]:
+        """Flattened simulator states (time, qpos, qvel), one row per initial state (50 in most suites)."""
+        return np.asarray(_benchmark(self.suite).get_task_init_states(self.index))
+
+    @property
+    def n_init_states(self) -> int:
+        """Number of initial states."""
+        return len(self.init_states)
+
+
+@dataclass(frozen=True)
+class LiberoSuite:
+    """A named LIBERO suite.
+
+    Args:
+        name: one of ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10``, ``libero_90``.
+
+    Raises:
+        UnknownName: no such suite; the nearest name is suggested.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in MAX_STEPS:
+            raise UnknownName("suite", self.name, MAX_STEPS)
+
+    @cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks in LIBERO's own order."""
+        benchmark = _benchmark(self.name)
+        return tuple(
+            Task(
+                suite=self.name,
+                index=index,
+                name=entry.name,
+                instruction=entry.language,
+                bddl=Path(_bddl_root()) / entry.problem_folder / entry.bddl_file,
+            )
+            for index, entry in enumerate(benchmark.get_task(i) for i in range(benchmark.get_num_tasks()))
+        )
+
+    @property
+    def max_steps(self) -> int:
+        """Control steps that a policy has, settling excluded."""
+        return MAX_STEPS[self.name]
+
+    def __getitem__(self, index: int) -> Task:
+        return self.tasks[index]
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+def _benchmark(name: str) -> Any:
+    load_simulator()
+    from libero.libero import benchmark
+
+    with silenced():
+        return benchmark.get_benchmark(name)()
+
+
+def _bddl_root() -> str:
+    from libero.libero import get_libero_path
+
+    return get_libero_path("bddl_files")
