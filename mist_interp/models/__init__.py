@@ -14,6 +14,9 @@ _HOMES = {
     "small_config": "small",
     "word_tokenizer": "tokenizer",
     "format_prompt": "tokenizer",
+    "Processor": "processor",
+    "model_image": "images",
+    "robot_state": "robot_state",
 }
 __all__ = list(_HOMES)
 
