@@ -12,9 +12,8 @@ random direction of equal norm as its placebo.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import Tensor
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.records import Unit
+from mist_interp.steering.direction import SteeringDirection
 
 WHEN = ("always", "fired", "triggered")
 
@@ -71,7 +71,10 @@ class ArmLog:
 
 
 class Arm(Protocol):
-    """One intervention condition. `act` is called once per query and must not keep state between episodes."""
+    """One intervention condition. `act` is called once per query and must not keep state between episodes.
+
+    An arm that was fitted on data may also have `check_units(units)`, which raises if it is to be judged on them.
+    """
 
     @property
     def name(self) -> str:
@@ -85,18 +88,6 @@ class Arm(Protocol):
     def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
         """Answer one query (batch of one)."""
         ...
-
-
-class Direction(Protocol):
-    """What a steering arm needs of a direction; `mist_interp.steering.SteeringDirection` has it."""
-
-    @property
-    def site(self) -> Any: ...
-
-    @property
-    def vector(self) -> Tensor: ...
-
-    def scope(self, vla: Any, coef: float) -> AbstractContextManager[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,7 @@ class Steer:
         name: name in tables and folders.
     """
 
-    direction: Direction
+    direction: SteeringDirection
     coef: float = 1.0
     when: str = "always"
     name: str = "steer"
@@ -141,10 +132,22 @@ class Steer:
         return {
             "kind": "steer",
             "site": str(self.direction.site),
+            "tokens": self.direction.tokens,
             "direction": fingerprint(self.direction.vector),
+            "method": str(self.direction.source.get("method", "")),
+            "norm": round(self.direction.norm, 6),
+            "unit": self.direction.unit,
             "coef": float(self.coef),
             "when": self.when,
         }
+
+    def check_units(self, units: Iterable[Unit]) -> None:
+        """Refuse units whose start states the direction was made from.
+
+        Raises:
+            ValueError: there is one; the message names it.
+        """
+        self.direction.check_disjoint(units)
 
     def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
         """See `Arm`."""
@@ -156,19 +159,15 @@ class Steer:
 
 
 def random_direction(
-    direction: Any, coef: float = 1.0, *, seed: int = 0, when: str = "always", name: str = "random-direction"
+    direction: SteeringDirection,
+    coef: float = 1.0,
+    *,
+    seed: int = 0,
+    when: str = "always",
+    name: str = "random-direction",
 ) -> Steer:
     """The placebo of `Steer`: a Gaussian direction of equal norm at the same site, equal coefficient and gate."""
-    return Steer(randomized(direction, seed), coef, when, name)
-
-
-def randomized(direction: Any, seed: int = 0) -> Any:
-    """`direction` with its vector replaced by Gaussian noise of equal norm along the last axis."""
-    generator = torch.Generator().manual_seed(seed)
-    vector = direction.vector
-    noise = torch.randn(vector.shape, generator=generator, dtype=torch.float64)
-    noise *= vector.double().norm(dim=-1, keepdim=True).cpu() / noise.norm(dim=-1, keepdim=True)
-    return replace(direction, vector=noise.to(vector))
+    return Steer(SteeringDirection.random(direction, seed), coef, when, name)
 
 
 def fingerprint(vector: Tensor) -> str:
@@ -183,17 +182,17 @@ def _forward(vla: Any, inputs: PolicyInputs) -> ActionChunk:
     return chunk
 
 
-def _steered(vla: Any, inputs: PolicyInputs, direction: Direction, coef: float) -> tuple[ActionChunk, float]:
+def _steered(vla: Any, inputs: PolicyInputs, direction: SteeringDirection, coef: float) -> tuple[ActionChunk, float]:
     """The steered answer and the norm of the change that really happened at the site, in the same forward pass."""
     seen: dict[str, Tensor] = {}
 
     def remember(key: str) -> Any:
         def hook(x: Tensor, site: Any) -> None:
-            seen[key] = x.detach().clone()
+            seen[key] = x.detach().as_subclass(Tensor).clone()
 
         return hook
 
-    point = (direction.site, remember("before"))
-    with vla.hooks(point), direction.scope(vla, coef), vla.hooks((direction.site, remember("after"))):
+    site = direction.site
+    with vla.hooks((site, remember("before"))), direction.scope(vla, coef), vla.hooks((site, remember("after"))):
         chunk = _forward(vla, inputs)
     return chunk, float((seen["after"].double() - seen["before"].double()).norm())

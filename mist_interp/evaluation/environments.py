@@ -26,7 +26,7 @@ def make_libero_env(task: Any, unit: Unit, render: dict[str, Any]) -> Any:
     Raises:
         ValueError: the unit asks for a perturbation, which this environment does not have.
     """
-    from mist_interp.libero import LiberoEnv
+    from mist_interp.libero.env import LiberoEnv
 
     if unit.perturbation != "none":
         raise ValueError(f"perturbation {unit.perturbation!r} is not available; possible: 'none'")

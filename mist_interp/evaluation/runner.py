@@ -22,7 +22,7 @@ from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import MakeEnv, make_libero_env
 from mist_interp.evaluation.execute import Job, Protocol, run_episodes
 from mist_interp.evaluation.folder import ResultsFolder, episode_table
-from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, shard_of
+from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, shard_of, units_of
 from mist_interp.evaluation.progress import Progress, ProgressMeter
 from mist_interp.evaluation.sample import film_sample
 from mist_interp.evaluation.subject import model_facts, resolve_policy
@@ -102,6 +102,7 @@ def evaluate(
 
     Raises:
         SettingsDiffer: `out` holds a run with other settings.
+        ValueError: an arm was fitted on some of the units, or an init state does not exist.
         UnknownName: a task that the suite does not have, or an unknown value of `videos`.
         RuntimeError: ten episodes crashed one after the other, or a worker died.
     """
@@ -117,6 +118,9 @@ def evaluate(
         policy_seeds=policy_seeds,
     )
     _check_inits(suite, plan)
+    for arm in arms:
+        if hasattr(arm, "check_units"):
+            arm.check_units(units_of(plan))
     part = first_units(plan, limit) if limit is not None else plan
     part = shard_of(part, shard) if shard else part
     folder = ResultsFolder(out)
@@ -177,7 +181,7 @@ def _settings(
 def _suite(suite: Any) -> Any:
     if not isinstance(suite, str):
         return suite
-    from mist_interp.libero import LiberoSuite
+    from mist_interp.libero.suite import LiberoSuite
 
     return LiberoSuite(suite)
 

@@ -19,7 +19,7 @@ SAMPLED_VALUES = 64
 def resolve_policy(vla: Any) -> Any:
     """The policy itself: a string is loaded by `HookedVLA.from_pretrained`, a function without arguments is called."""
     if isinstance(vla, str):
-        from mist_interp.tracing import HookedVLA
+        from mist_interp.tracing.hooked import HookedVLA
 
         return HookedVLA.from_pretrained(vla)
     if callable(vla) and not hasattr(vla, "prepare"):

@@ -1,0 +1,225 @@
+"""How does a run become one page that can be mailed?
+
+Everything is inside the file: tables, figures as SVG, films as base64. Every number is recomputed from the
+episode rows when the page is written, and every definition that was used stands in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mist_interp.core.files import write_atomic
+from mist_interp.evaluation.plan import Unit
+from mist_interp.evaluation.summary import REFERENCE_ARM
+from mist_interp.report.figures import rates_figure, score_figure
+from mist_interp.report.run import Run, load_run
+from mist_interp.report.style import SCRIPT, STYLE
+from mist_interp.report.tables import comparison_table, episode_table, main_table, percent, task_table
+from mist_interp.report.video import Take, paired_video_data_url, read_frames
+
+log = logging.getLogger(__name__)
+
+MAX_FILMS = 6
+FURTHER_DEFINITIONS = {
+    "intervals": "bootstrap over tasks, then units within a task, all arms of a unit together, 10,000 draws "
+    "(percentile; BCa with at least 10 tasks); Wilson with fewer than 5 tasks or at 0 and 100 %",
+    "forbidden contact": "arm with anything; hand or finger with table, floor, other objects or fixtures; a held "
+    "object with anything but its goal; robot with itself. Sampled at every physics sub-step; contacts present when "
+    "the scene has settled are excluded until they break",
+    "trigger": "the first query at which the detector's score reaches its threshold; the detector sees the unedited "
+    "forward pass in every arm",
+}
+
+
+def write_report(path: str | Path, *, title: str | None = None, max_films: int = MAX_FILMS) -> Path:
+    """Write `report.html` into a results folder and return its path.
+
+    Args:
+        path: the results folder.
+        title: headline; the folder's name when left out.
+        max_films: paired films at most.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    run = load_run(path)
+    page = render(run, title or run.name, max_films)
+    target = run.folder.path / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def render(run: Run, title: str, max_films: int = MAX_FILMS) -> str:
+    """The page as HTML text."""
+    compared = run.summary["units"]["compared"]
+    sections = [_head(run, title), _banner(run)]
+    if compared:
+        sections += [_results(run), _paired(run), _tasks(run), _scores(run), _films(run, max_films)]
+    sections += [_episodes(run), _errors(run), _definitions(run), _provenance(run)]
+    body = "\n".join(section for section in sections if section)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f"<body>\n{body}\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _head(run: Run, title: str) -> str:
+    settings, summary = run.settings, run.summary
+    model = settings["model"].get("model_id", "policy")
+    lead = (
+        f"{escape(str(model))} on {escape(settings['suite'])}, {len(run.arms)} arms on the same units, "
+        f"{escape(settings['profile'])} rendering, at most {settings['max_steps']} control steps"
+    )
+    reference = summary["arms"].get(REFERENCE_ARM, {}).get("metrics", {})
+    facts = [
+        (str(summary["units"]["compared"]), "units in every arm"),
+        (str(summary["episodes"]["finished"]), "episodes"),
+    ]
+    if reference:
+        facts += [
+            (f"{percent(reference['success_rate']['value'])} %", f"success, {REFERENCE_ARM}"),
+            (f"{percent(reference['collision_rate_1n']['value'])} %", f"collision 1 N, {REFERENCE_ARM}"),
+        ]
+    items = "".join(f"<li><b>{value}</b><span>{label}</span></li>" for value, label in facts)
+    return f'<h1>{escape(title)}</h1><p class="lead">{lead}</p><ul class="facts">{items}</ul>'
+
+
+def _banner(run: Run) -> str:
+    if not run.summary["partial"]:
+        return ""
+    reasons = "; ".join(run.summary["partial_reasons"])
+    return f'<div class="banner"><b>Partial run, not a result.</b> {escape(reasons)}.</div>'
+
+
+def _results(run: Run) -> str:
+    units, controls = run.summary["units"], []
+    if REFERENCE_ARM not in run.arms:
+        controls.append(f"the arm {REFERENCE_ARM} is missing, so nothing is compared")
+    if not any("random" in arm for arm in run.arms) and len(run.arms) > 1:
+        controls.append("no random direction of equal norm is among the arms")
+    missing = f'<div class="banner">Missing controls: {escape("; ".join(controls))}.</div>' if controls else ""
+    dropped = units["dropped_for_errors"]
+    errors = f" {dropped} units are left out of all arms because an arm crashed on them." if dropped else ""
+    flags = [arm for arm, facts in run.summary["arms"].items() if facts["co_policy"]]
+    gate = f" The gate is active on more than 30 % of the queries (co-policy): {', '.join(flags)}." if flags else ""
+    return (
+        f"<h2>Results</h2>{missing}<figure>{rates_figure(run.summary)}<figcaption>Points with 95 % intervals."
+        f"</figcaption></figure>{main_table(run.summary)}"
+        f'<p class="note">Per cent with 95 % intervals; the method of each interval is in its tooltip.{errors}'
+        f"{escape(gate)} Raw RR is uncontrolled: compare it with the arm {REFERENCE_ARM}.</p>"
+    )
+
+
+def _paired(run: Run) -> str:
+    if not run.summary["comparisons"]:
+        return ""
+    return (
+        f"<h2>Against {REFERENCE_ARM}, unit by unit</h2>{comparison_table(run.summary)}"
+        '<p class="note">Exact McNemar test on the units whose outcome differs, Holm-corrected across arms. '
+        "Smallest detectable: the change in points that this many units find with 80 % power at p = 0.05.</p>"
+    )
+
+
+def _tasks(run: Run) -> str:
+    return f"<h2>Tasks</h2>{task_table(run.summary)}"
+
+
+def _scores(run: Run) -> str:
+    arm = REFERENCE_ARM if REFERENCE_ARM in run.arms else run.arms[0]
+    parts = []
+    for row in run.rows:
+        if row["arm"] != arm or row["status"] != "ok" or row["triggered"] is None:
+            continue
+        queries = run.folder.queries(run.planned(row))[["step", "score"]]
+        parts.append(queries.assign(key=row["key"], success=row["success"], collision_1n=row["collision_1n"]))
+    if not parts:
+        return ""
+    detector: dict[str, Any] = run.settings["detector"]
+    figure = score_figure(pd.concat(parts), float(detector["threshold"]), arm)
+    return (
+        f"<h2>The detector over time</h2><figure>{figure}<figcaption>Score of <i>{escape(detector['name'])}</i>: median "
+        "and middle half of the episodes that are still running. Successes end early, so late steps rest on "
+        "few of them.</figcaption></figure>"
+    )
+
+
+def _films(run: Run, max_films: int) -> str:
+    films = []
+    for unit in run.filmed_units()[:max_films]:
+        try:
+            films.append(_film(run, unit))
+        except Exception as error:  # a damaged video must not cost the page
+            log.warning("no film of %s: %s", unit.key, error)
+    if not films:
+        return ""
+    return (
+        "<h2>Pairs to look at</h2><p class='note'>The same start in every arm, three times robot speed. Below each "
+        "picture the detector's score with its threshold; red marks are forbidden contacts, a blue line marks live "
+        "edits. Click to pause.</p>" + "".join(films)
+    )
+
+
+def _film(run: Run, unit: Unit) -> str:
+    takes = []
+    for arm in run.arms:
+        row = run.row(arm, unit)
+        assert row is not None
+        frames = read_frames(run.folder.video_path(run.planned(row)))
+        takes.append(Take(arm, row, run.queries(arm, unit), frames))
+    detector = run.settings["detector"]
+    url = paired_video_data_url(takes, float(detector["threshold"]) if detector else None)
+    share = round(100 * min(1.0, len(takes) / 3))
+    instruction = escape(str(takes[0].row["instruction"]))
+    return (
+        f'<div class="film"><p>Task {unit.task}, init state {unit.init_state}: {instruction}</p>'
+        f'<video src="{url}" style="width:{share}%" muted loop playsinline preload="auto"></video></div>'
+    )
+
+
+def _episodes(run: Run) -> str:
+    if not run.rows:
+        return ""
+    count = len(run.rows)
+    return f"<h2>Episodes</h2><details><summary>All {count} episodes</summary>{episode_table(run.rows)}</details>"
+
+
+def _errors(run: Run) -> str:
+    failed = [row for row in run.rows if row["status"] == "error"]
+    if not failed:
+        return ""
+    texts = "".join(
+        f"<details><summary>{escape(row['key'])}: {escape(row['error'])}</summary>"
+        f"<pre>{escape(row['traceback'])}</pre></details>"
+        for row in failed[:20]
+    )
+    return f"<h2>Errors</h2><p>{len(failed)} episodes crashed; they count in no arm.</p>{texts}"
+
+
+def _definitions(run: Run) -> str:
+    labels, definitions = run.summary["labels"], run.summary["definitions"]
+    items = "".join(f"<dt>{escape(labels[name])}</dt><dd>{escape(text)}</dd>" for name, text in definitions.items())
+    items += "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in FURTHER_DEFINITIONS.items())
+    return f"<h2>Definitions</h2><dl>{items}</dl>"
+
+
+def _provenance(run: Run) -> str:
+    settings = {key: value for key, value in run.settings.items() if key not in ("arms", "model", "detector")}
+    groups = [
+        ("Software", run.provenance),
+        ("Policy", run.settings["model"]),
+        ("Settings", settings),
+        ("Detector", run.settings["detector"] or {}),
+        *((f"Arm {name}", config) for name, config in run.settings["arms"].items()),
+    ]
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(', '.join(f'{key} {value}' for key, value in facts.items()))}</dd>"
+        for name, facts in groups
+        if facts
+    )
+    return f"<h2>Provenance</h2><dl>{items}</dl>"
