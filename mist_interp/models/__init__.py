@@ -11,6 +11,10 @@ from typing import Any
 _HOMES = {
     "OpenVLAConfig": "config",
     "OpenVLAPolicy": "policy",
+    "load_policy": "checkpoint",
+    "save_policy": "save",
+    "random_policy": "random",
+    "resolve": "folder",
     "small_config": "small",
     "word_tokenizer": "tokenizer",
     "format_prompt": "tokenizer",

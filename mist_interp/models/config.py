@@ -120,6 +120,8 @@ class OpenVLAConfig(PretrainedConfig):
             raise UnknownName("variant", self.variant, VARIANTS)
         if self.bounds not in ("q99", "minmax"):
             raise UnknownName("kind of action bounds", self.bounds, ("q99", "minmax"))
+        if self.film and self.variant == "base":
+            raise ValueError("film is True, but the base variant has no language modulation of its vision towers")
         if not self.use_fused_vision_backbone:
             raise ValueError(
                 f"use_fused_vision_backbone is {self.use_fused_vision_backbone}: only models with two vision towers "

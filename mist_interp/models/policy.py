@@ -46,7 +46,6 @@ class OpenVLAPolicy(PreTrainedModel):
     Attributes:
         processor: turns observations into inputs, see `prepare`; None until one is attached.
         model_id: where the weights came from.
-        unused_weights: names of checkpoint weights that the network does not have a place for.
         variant_evidence: what the variant was read off.
     """
 
@@ -74,7 +73,6 @@ class OpenVLAPolicy(PreTrainedModel):
             self.noisy_action_projector = TokenProjector(1, hidden)
         self.processor: Processor | None = None
         self.model_id = "built from a configuration"
-        self.unused_weights: tuple[str, ...] = ()
         self.variant_evidence = "the configuration"
         self._unnorm_key: str | None = None
         self.post_init()
@@ -100,6 +98,18 @@ class OpenVLAPolicy(PreTrainedModel):
         """Bounds of the "action" or the "proprio" numbers in the current dataset's statistics."""
         assert self.config.norm_stats is not None or self.unnorm_key
         return Bounds.read((self.config.norm_stats or {})[self.unnorm_key][part], self.config.bounds)
+
+    @property
+    def unused_weights(self) -> tuple[str, ...]:
+        """Names of the parameters that no forward pass reads: published with the others, and loaded with them."""
+        unused = []
+        for name in ("featurizer", "fused_featurizer"):
+            tower = f"vision_backbone.{name}"
+            last = getattr(self.vision_backbone, name).size.depth - 1
+            unused += [f"{tower}.blocks.{last}.", f"{tower}.norm.", f"{tower}.attn_pool."]
+        if self.variant in ("l1", "diffusion"):
+            unused.append("language_model.lm_head.")
+        return tuple(name for name, _ in self.named_parameters() if name.startswith(tuple(unused)))
 
     def forward(self, inputs: PolicyInputs) -> ActionChunk:
         """Answer a batch of queries.

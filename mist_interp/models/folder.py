@@ -1,0 +1,155 @@
+"""What lies in a checkpoint folder?
+
+The published layout: `config.json`, weights in numbered safetensors files with an index, `dataset_statistics.json`, one
+`<component>--<step>_checkpoint.pt` for each part that was trained beside the main model, and tokenizer and processor
+files. Weights are opened as memory maps: nothing is read before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mist_interp.core.errors import UnknownName, listing
+
+PUBLISHED = (
+    "moojink/openvla-7b-oft-finetuned-libero-spatial",
+    "moojink/openvla-7b-oft-finetuned-libero-object",
+    "moojink/openvla-7b-oft-finetuned-libero-goal",
+    "moojink/openvla-7b-oft-finetuned-libero-10",
+    "moojink/openvla-7b-oft-finetuned-libero-spatial-object-goal-10",
+    "openvla/openvla-7b-finetuned-libero-spatial",
+    "openvla/openvla-7b",
+)
+COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MINI = Path(__file__).parent / "mini"
+
+
+def resolve(path_or_id: str | Path) -> Path:
+    """Find the folder of a policy, downloading it if it is the name of a repository on the Hugging Face Hub.
+
+    Args:
+        path_or_id: "mini" (the small policy that ships with the package), a folder, or "owner/name".
+
+    Raises:
+        UnknownName: if it is none of these.
+        FileNotFoundError: if the repository cannot be downloaded.
+    """
+    if str(path_or_id) == "mini":
+        return MINI
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    parts = str(path_or_id).split("/")
+    if isinstance(path_or_id, Path) or len(parts) != 2 or not all(parts) or parts[0] in {".", "..", "~"}:
+        raise UnknownName("policy (no such folder)", str(path_or_id), ("mini", *PUBLISHED))
+    from huggingface_hub import snapshot_download
+
+    try:
+        ignore = ["lora_adapter/*", "*.bin", "*.gguf"]
+        return Path(snapshot_download(str(path_or_id), ignore_patterns=ignore))
+    except Exception as problem:
+        raise FileNotFoundError(
+            f"{str(path_or_id)!r} is not a folder here, and downloading it from the Hugging Face Hub failed "
+            f"({type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no reason given'}); "
+            f"possible: a folder, 'mini', or for example {listing(PUBLISHED[:2])}"
+        ) from problem
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: if there is no such file; the others in the folder are listed.
+        ValueError: if it is damaged.
+    """
+    if not file.exists():
+        present = sorted(path.name for path in file.parent.iterdir()) if file.parent.is_dir() else []
+        raise FileNotFoundError(f"{file.parent} lacks {file.name}; it holds {listing(present)}")
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as problem:
+        raise ValueError(f"{file} is truncated or damaged: {problem}") from problem
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def find_component(folder: Path, name: str) -> Path | None:
+    """The file of a part that was trained beside the main model, or None.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    found = sorted(folder.glob(f"{name}--*checkpoint.pt"))
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} has {len(found)} files for {name}: {listing(file.name for file in found)}; keep one of them"
+        )
+    return found[0] if found else None
+
+
+def read_component(file: Path) -> dict[str, Tensor]:
+    """Read such a file, without the prefix that distributed training puts before each name.
+
+    Raises:
+        ValueError: if the file is damaged, or holds something else than named tensors.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as problem:
+        raise ValueError(
+            f"{file} ({file.stat().st_size} bytes) is truncated, damaged, or no file of plain tensors: "
+            f"{type(problem).__name__}: {str(problem).splitlines()[0]}"
+        ) from problem
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{file} must hold named tensors only")
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the main model.
+
+    Raises:
+        FileNotFoundError: if there are none, or the index names files that do not exist.
+    """
+    if not (folder / INDEX).exists():
+        if (folder / SINGLE).exists():
+            return [folder / SINGLE]
+        present = sorted(path.name for path in folder.iterdir())
+        raise FileNotFoundError(f"{folder} has neither {INDEX} nor {SINGLE}; it holds {listing(present)}")
+    index = read_json(folder / INDEX)
+    files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    missing = [file.name for file in files if not file.exists()]
+    if missing or not files:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of the {len(files)} weight files that {INDEX} names: {listing(missing)}; "
+            f"present: {listing(file.name for file in files if file.exists())}"
+        )
+    return files
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and memory-mapped tensor of every weight of the main model.
+
+    Raises:
+        FileNotFoundError: if a weight file is missing.
+        ValueError: if one is truncated or damaged.
+    """
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as shard:
+                for name in shard.keys():  # noqa: SIM118 (the handle is not iterable)
+                    yield name, shard.get_tensor(name)
+        except SafetensorError as problem:
+            raise ValueError(
+                f"{file} ({file.stat().st_size} bytes) is truncated or damaged: {problem}; copy or download it again"
+            ) from problem
