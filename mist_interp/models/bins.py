@@ -8,9 +8,19 @@ ids outside the range decode to the nearest end.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def bin_edges(bins: int, device: torch.device) -> Float[Tensor, " edge"]:
+    """Edges of the bins, float64, rounded as numpy does, which decides where an action on an edge goes."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.linspace(-1, 1, bins)).to(device)
 
 
 def encode(actions: Float[Tensor, "..."], vocab_size: int, bins: int = 256) -> Int[Tensor, "..."]:
@@ -21,13 +31,12 @@ def encode(actions: Float[Tensor, "..."], vocab_size: int, bins: int = 256) -> I
         vocab_size: ids below this one are tokens; the highest are the bins.
         bins: number of bin ids.
     """
-    edges = torch.linspace(-1, 1, bins, dtype=torch.float64, device=actions.device)
     clipped = actions.double().clamp(-1, 1)
-    return vocab_size - torch.bucketize(clipped, edges, right=True)
+    return vocab_size - torch.bucketize(clipped, bin_edges(bins, actions.device), right=True)
 
 
 def decode(token_ids: Int[Tensor, "..."], vocab_size: int, bins: int = 256) -> Float[Tensor, "..."]:
     """Token ids to the centres of their bins, float64."""
-    edges = torch.linspace(-1, 1, bins, dtype=torch.float64, device=token_ids.device)
+    edges = bin_edges(bins, token_ids.device)
     centres = (edges[:-1] + edges[1:]) / 2
     return centres[(vocab_size - token_ids - 1).clamp(0, bins - 2)]

@@ -55,8 +55,10 @@ class Bounds:
 
 @lru_cache(maxsize=256)
 def _on_device(bounds: Bounds, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    low, high = (torch.tensor(x, dtype=torch.float64, device=device) for x in (bounds.low, bounds.high))
-    return low, high, torch.tensor(bounds.mask, device=device)
+    # Kept tensors must stay usable under autograd, wherever they were first asked for.
+    with torch.inference_mode(False):
+        low, high = (torch.tensor(x, dtype=torch.float64, device=device) for x in (bounds.low, bounds.high))
+        return low, high, torch.tensor(bounds.mask, device=device)
 
 
 def normalize(values: Float[Tensor, "... dim"], bounds: Bounds) -> Float[Tensor, "... dim"]:
