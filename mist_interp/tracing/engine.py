@@ -1,0 +1,173 @@
+"""How are tensors read and replaced inside a running network?
+
+With nnsight, in this file and nowhere else. Its `with` block is cut out of the source and run beside the network; here
+there is exactly one such block, the functions of the user are called from it as ordinary functions, and each edit has a
+worker of its own. So users never meet the rules of source capture, and the order in which edits are listed does not
+have to follow the order in which the network runs.
+
+    wrapped.trace(fn=call)
+        worker per edit:    at every run of its module: read, call the function, write back
+        worker per chain:   captured sites, read in the order of the network, after the edits at the same place
+        worker for a stop:  ends the forward before a layer
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from nnsight import NNsight
+from nnsight.intervention.interleaver import OutOfOrderError
+
+from mist_interp.tracing.locations import Location
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One function at one place.
+
+    Attributes:
+        name: of the site, for error messages.
+        location: where the tensor is.
+        see: gets the tensor in the registry's shape and the number of the module's run; what it returns replaces the
+            tensor, None leaves it alone.
+    """
+
+    name: str
+    location: Location
+    see: Callable[[Tensor, int], Tensor | None]
+
+
+@dataclass
+class Worker:
+    """Taps that are served one after the other, in the order in which the network reaches them.
+
+    Attributes:
+        taps: what to do.
+        run: at which run of the modules within one query; None for every run.
+        reached: how many taps have been served.
+    """
+
+    taps: Sequence[Tap]
+    run: int | None = None
+    reached: int = 0
+
+
+@dataclass
+class Turn:
+    """Who may run a network now; shared by all engines of one network."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    taken: bool = False
+
+
+_TURNS: weakref.WeakKeyDictionary[torch.nn.Module, Turn] = weakref.WeakKeyDictionary()
+_TURNS_LOCK = threading.Lock()
+
+
+class Engine:
+    """The tracing side of one network. Wrapping it changes neither its weights nor what it computes."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.module = module
+        self._wrapped: NNsight | None = None
+        with _TURNS_LOCK:
+            self._turn = _TURNS.setdefault(module, Turn())
+
+    def plain(self, call: Callable[[], Any]) -> Any:
+        """Run without reading or replacing anything: the network alone, at its own speed."""
+        with self._taking_turns():
+            return call()
+
+    def traced(self, call: Callable[[], Any], workers: Sequence[Worker], batch: int, stop: str | None = None) -> Any:
+        """Run `call` with the workers at their places.
+
+        Args:
+            call: runs the network once and gives its answer.
+            workers: edits first; they are served in this order where several meet at one place.
+            batch: samples of the query, for the shapes.
+            stop: path of the module before which the forward ends.
+
+        Returns:
+            What `call` gave, or None after a stop.
+
+        Raises:
+            RuntimeError: a site that the network never reached, or a call from inside a hook.
+            Any error of the network or of a function, unchanged.
+        """
+        with self._taking_turns():
+            if self._wrapped is None:
+                self._wrapped = NNsight(self.module)
+            wrapped, answer = self._wrapped, []
+            # fmt: off
+            with wrapped.trace(fn=lambda: answer.append(call())) as tracer:
+                for worker in workers:
+                    with tracer.invoke():
+                        _follow(worker, wrapped, tracer, batch)
+                if stop is not None:
+                    with tracer.invoke():
+                        _halt(wrapped, tracer, stop)
+            # fmt: on
+        _all_reached(workers)
+        return answer[0] if answer else None
+
+    @contextmanager
+    def _taking_turns(self) -> Iterator[None]:
+        with self._turn.lock:
+            if self._turn.taken:
+                raise RuntimeError("a hook may not run the policy that it is hooked into; compute it before, outside")
+            self._turn.taken = True
+            try:
+                yield
+            finally:
+                self._turn.taken = False
+
+
+def _follow(worker: Worker, wrapped: NNsight, tracer: Any, batch: int) -> None:
+    runs = tracer.iter[:] if worker.run is None else tracer.iter[worker.run]
+    try:
+        for run in runs:
+            for tap in worker.taps:
+                _serve(tap, wrapped.get(tap.location.path), batch, run)
+                worker.reached += 1
+    except OutOfOrderError:
+        # The forward is over while this worker still waits: expected for an edit that follows every run of its module.
+        return
+
+
+def _serve(tap: Tap, view: Any, batch: int, run: int) -> None:
+    location = tap.location
+    raw = location.get(view)
+    shown = location.show(raw, batch)
+    try:
+        new = tap.see(shown, run)
+    except Exception as error:
+        error.add_note(f"in a hook at {tap.name}")
+        raise
+    if new is None:
+        return
+    if not isinstance(new, torch.Tensor) or new.shape != shown.shape:
+        got = f"a tensor of shape {tuple(new.shape)}" if isinstance(new, torch.Tensor) else f"{type(new).__name__}"
+        raise ValueError(
+            f"the hook at {tap.name} must return a tensor of shape {tuple(shown.shape)} or None, not {got}"
+        )
+    location.put(view, location.hide(new.to(device=raw.device, dtype=raw.dtype), raw))
+
+
+def _halt(wrapped: NNsight, tracer: Any, path: str) -> None:
+    wrapped.get(path).input  # noqa: B018  # waits until the forward is there
+    tracer.stop()
+
+
+def _all_reached(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        if worker.reached < len(worker.taps):
+            name = worker.taps[worker.reached].name
+            raise RuntimeError(f"{name} was never reached in this forward, so nothing was read or changed there")

@@ -1,0 +1,98 @@
+"""Which workers does one forward need?
+
+One for each edit, which follows every run of its module, and one for each stretch of the network whose order is known,
+which reads captured sites one after the other (a worker per site would cost a switch per module and site).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from mist_interp.core.layout import TokenLayout
+from mist_interp.core.names import Catalogue, Site
+from mist_interp.core.selectors import Selector
+from mist_interp.tracing.edits import Edit
+from mist_interp.tracing.engine import Tap, Worker
+from mist_interp.tracing.locations import locate
+
+Keep = Callable[[Site, torch.Tensor], None]
+
+
+def runs_per_query(policy: Any) -> int:
+    """How often one query runs the language model."""
+    if policy.variant == "base":
+        return policy.config.action_slots
+    return policy.config.diffusion_steps if policy.variant == "diffusion" else 1
+
+
+def pick_run(policy: Any, step: int | None) -> int:
+    """Number of the run to capture: of base OpenVLA the prefill, of a diffusion head the last, unless `step` says so.
+
+    Raises:
+        IndexError: the query has fewer runs.
+    """
+    runs = runs_per_query(policy)
+    if step is None:
+        return runs - 1 if policy.variant == "diffusion" else 0
+    if not -runs <= step < runs:
+        raise IndexError(f"step {step}: one query of this {policy.variant} policy runs the language model {runs} times")
+    return step % runs
+
+
+def pick_sites(
+    catalogue: Catalogue, names: Any, tokens: Selector | None, stop: Site | None, layout: TokenLayout
+) -> tuple[Site, ...]:
+    """Sites to capture, in the order of the network.
+
+    Raises:
+        UnknownName: a name, or a token of a named site, that does not exist.
+        ValueError: a named site that comes after the stop.
+    """
+    if names is not None:
+        sites = catalogue.expand(names)
+        late = [site for site in sites if stop is not None and site.order >= stop.order]
+        if late:
+            raise ValueError(f"{late[0]} is not computed before {stop}, where this forward stops")
+        return sites
+    streams = [site for site in catalogue.sites if site.hook.stream and (stop is None or site.order < stop.order)]
+    if tokens is None:
+        return tuple(streams)
+    # What the user did not name is left out where it has no such tokens: the head has no image patches.
+    return tuple(site for site in streams if site.hook.axis == "sequence")
+
+
+def edit_workers(edits: Sequence[Edit], policy: Any, inputs: Any) -> list[Worker]:
+    """One worker per edit, in the order in which edits at one place apply."""
+    if not edits:
+        return []
+    layout = policy.layout(inputs) if any(edit.tokens is not None for edit in edits) else None
+    run = None if runs_per_query(policy) > 1 else 0
+    return [
+        Worker((Tap(str(edit.site), locate(edit.site, policy), partial(edit.apply, layout=layout)),), run)
+        for edit in edits
+    ]
+
+
+def read_workers(sites: Sequence[Site], policy: Any, run: int, keep: Keep) -> list[Worker]:
+    """One worker per stretch of the network; `sites` are in its order."""
+    chains: dict[str, list[Tap]] = {}
+    for site in sites:
+        tap = Tap(str(site), locate(site, policy), partial(_keep, keep, site))
+        chains.setdefault(_stretch(site), []).append(tap)
+    repeated = {"llm": run, "head": run}
+    return [Worker(taps, repeated.get(stretch, 0)) for stretch, taps in chains.items()]
+
+
+def _keep(keep: Keep, site: Site, values: torch.Tensor, run: int) -> None:
+    keep(site, values)
+
+
+def _stretch(site: Site) -> str:
+    """Sites of one stretch are always reached in the order of the registry; between stretches nothing is assumed."""
+    if site.hook.stack is not None:
+        return site.hook.stack
+    return {"hook_embed": "llm", "ln_final": "llm", "action_head": "head"}.get(site.name.split(".")[0], site.name)
