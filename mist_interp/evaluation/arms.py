@@ -184,15 +184,17 @@ def _forward(vla: Any, inputs: PolicyInputs) -> ActionChunk:
 
 def _steered(vla: Any, inputs: PolicyInputs, direction: SteeringDirection, coef: float) -> tuple[ActionChunk, float]:
     """The steered answer and the norm of the change that really happened at the site, in the same forward pass."""
-    seen: dict[str, Tensor] = {}
+    before: list[Tensor] = []
+    squares = 0.0
 
-    def remember(key: str) -> Any:
-        def hook(x: Tensor, site: Any) -> None:
-            seen[key] = x.detach().as_subclass(Tensor).clone()
+    def note(x: Tensor, site: Any) -> None:
+        before.append(x.detach().as_subclass(Tensor).clone())
 
-        return hook
+    def compare(x: Tensor, site: Any) -> None:
+        # An autoregressive policy passes the site several times in one query; all changes count.
+        nonlocal squares
+        squares += float((x.detach().as_subclass(Tensor).double() - before.pop().double()).square().sum())
 
-    site = direction.site
-    with vla.hooks((site, remember("before"))), direction.scope(vla, coef), vla.hooks((site, remember("after"))):
+    with vla.hooks((direction.site, note)), direction.scope(vla, coef), vla.hooks((direction.site, compare)):
         chunk = _forward(vla, inputs)
-    return chunk, float((seen["after"].double() - seen["before"].double()).norm())
+    return chunk, squares**0.5

@@ -102,7 +102,7 @@ def evaluate(
 
     Raises:
         SettingsDiffer: `out` holds a run with other settings.
-        ValueError: an arm was fitted on some of the units, or an init state does not exist.
+        ValueError: an arm or the detector was fitted on some of the units, or an init state does not exist.
         UnknownName: a task that the suite does not have, or an unknown value of `videos`.
         RuntimeError: ten episodes crashed one after the other, or a worker died.
     """
@@ -118,9 +118,10 @@ def evaluate(
         policy_seeds=policy_seeds,
     )
     _check_inits(suite, plan)
-    for arm in arms:
-        if hasattr(arm, "check_units"):
-            arm.check_units(units_of(plan))
+    for judged in (*arms, detector):
+        check_units = getattr(judged, "check_units", None)
+        if check_units:
+            check_units(units_of(plan))
     part = first_units(plan, limit) if limit is not None else plan
     part = shard_of(part, shard) if shard else part
     folder = ResultsFolder(out)

@@ -42,7 +42,8 @@ def model_facts(vla: Any) -> dict[str, str]:
         facts["dtype"] = str(parameter.dtype).removeprefix("torch.")
         facts["device"] = device_name(parameter.device)
         facts["weights"] = weights_fingerprint(module)
-    attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    config = getattr(module, "config", None)
+    attention = getattr(getattr(config, "llm", config), "_attn_implementation", None)
     if attention:
         facts["attention"] = str(attention)
     return facts
