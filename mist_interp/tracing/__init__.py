@@ -1,0 +1,29 @@
+"""Reading and replacing activations of a policy while it acts.
+
+Names are imported on first use: the tracing backend costs a second that a program without a policy does not need.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "HookedVLA": "hooked",
+    "ActivationCache": "cache",
+    "NamedActivation": "activation",
+    "Edit": "edits",
+    "Facts": "facts",
+    "Report": "checks",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -13,6 +13,7 @@ have to follow the order in which the network runs.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +22,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from nnsight import NNsight
-from nnsight.intervention.interleaver import OutOfOrderError
 
-from mist_interp.tracing.locations import Location
+# Importing nnsight gives every Python object a method `save`, which nothing here needs and which misleads code that
+# asks `hasattr(x, "save")`. Whoever imported nnsight before us keeps it.
+_MOUNTED_BY_OTHERS = "nnsight" in sys.modules
+from nnsight import NNsight  # noqa: E402
+from nnsight import save as keep_after_trace  # noqa: E402
+from nnsight._c import unmount  # noqa: E402
+from nnsight.intervention.interleaver import OutOfOrderError  # noqa: E402
+from nnsight.intervention.tracer import InterleavingTracer  # noqa: E402
+
+from mist_interp.tracing.locations import Location  # noqa: E402
+
+if unmount is not None and not _MOUNTED_BY_OTHERS:
+    unmount("save")
 
 Tensor = torch.Tensor
 
@@ -103,9 +114,8 @@ class Engine:
             Any error of the network or of a function, unchanged.
         """
         with self._taking_turns():
-            if self._wrapped is None:
-                self._wrapped = NNsight(self.module)
-            wrapped, answer = self._wrapped, []
+            answer: list[Any] = []
+            wrapped = self._wrap()
             # fmt: off
             with wrapped.trace(fn=lambda: answer.append(call())) as tracer:
                 for worker in workers:
@@ -117,6 +127,29 @@ class Engine:
             # fmt: on
         _all_reached(workers)
         return answer[0] if answer else None
+
+    def block(self, inputs: Any, find: Callable[[Any], Location], batch: int) -> Any:
+        """A nnsight `with` block in the caller's own source; see `HookedVLA.trace`."""
+        wrapped = self._wrap()
+
+        class NamedTracer(InterleavingTracer):
+            """Plain nnsight tracer whose items are the named activations."""
+
+            def __getitem__(self, key: Any) -> Tensor:
+                location = find(key)
+                return keep_after_trace(location.show(location.get(wrapped.get(location.path)), batch))
+
+            def __setitem__(self, key: Any, new: Tensor) -> None:
+                location = find(key)
+                view = wrapped.get(location.path)
+                location.put(view, location.hide(new, location.get(view)))
+
+        return wrapped.trace(inputs, tracer_cls=NamedTracer)
+
+    def _wrap(self) -> NNsight:
+        if self._wrapped is None:
+            self._wrapped = NNsight(self.module)
+        return self._wrapped
 
     @contextmanager
     def _taking_turns(self) -> Iterator[None]:

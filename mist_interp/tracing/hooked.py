@@ -27,8 +27,10 @@ from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site, SiteKey
 from mist_interp.core.selectors import Selector
+from mist_interp.models.validation import check_inputs
 from mist_interp.tracing.activation import take, token_dim
 from mist_interp.tracing.cache import ActivationCache, Entry
+from mist_interp.tracing.checks import Report, check
 from mist_interp.tracing.edits import Edit, edits_of
 from mist_interp.tracing.engine import Engine
 from mist_interp.tracing.facts import Facts
@@ -113,17 +115,19 @@ class HookedVLA:
 
     def layout(self, inputs: PolicyInputs) -> TokenLayout:
         """Names of all tokens of the sequence that these inputs become."""
-        return self.policy.layout(inputs)
+        return self.policy.layout(self._ready(inputs))
 
     def edits(self) -> tuple[Edit, ...]:
         """Edits that are live now, in the order in which they apply where they meet."""
         return tuple(self._live)
 
-    def check(self) -> Any:
-        """Verify the attention regime, the layout and that reading changes nothing; see `tracing.checks`."""
-        from mist_interp.tracing.checks import check
+    def check(self, inputs: PolicyInputs | None = None) -> Report:
+        """Verify the attention regime, the layout and that reading changes nothing; see `mist_interp.tracing.checks`.
 
-        return check(self)
+        Raises:
+            RuntimeError: one of them does not hold.
+        """
+        return check(self, inputs)
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -133,6 +137,7 @@ class HookedVLA:
 
     def __call__(self, inputs: PolicyInputs) -> ActionChunk:
         """Answer a query under the live edits; without any, exactly the plain network."""
+        inputs = self._ready(inputs)
         if not self._live:
             return self._engine.plain(partial(self.policy, inputs))
         workers = edit_workers(self._live, self.policy, inputs)
@@ -192,8 +197,9 @@ class HookedVLA:
             UnknownName: a name or a token that does not exist here.
             ValueError: a site that this policy lacks, or that comes after `stop_at_layer`.
         """
+        inputs = self._ready(inputs)
         stop = None if stop_at_layer is None else self.catalogue.one(("resid_pre", stop_at_layer))
-        layout, run = self.layout(inputs), pick_run(self.policy, step)
+        layout, run = self.policy.layout(inputs), pick_run(self.policy, step)
         sites = pick_sites(self.catalogue, names, tokens, stop, layout)
         kept: dict[Site, Entry] = {}
 
@@ -233,3 +239,28 @@ class HookedVLA:
             yield self
         finally:
             self._live = [edit for edit in self._live if not any(edit is mine for mine in edits)]
+
+    def trace(self, inputs: PolicyInputs) -> Any:
+        """Escape hatch: a plain nnsight trace of the policy, whose tracer also knows the names.
+
+        `with vla.trace(inputs) as t: h = t["resid_post", 3]` reads, `t["resid_post", 3] = new` writes, and everything
+        else of nnsight works on `t`. What is read by name is kept after the block. The rules of nnsight apply: the
+        block must stand in a file, and sites must be asked for in the order of the network.
+
+        Raises:
+            RuntimeError: edits are live, which this trace would ignore.
+        """
+        if self._live:
+            raise RuntimeError(f"trace() runs without the {len(self._live)} live edits; leave their scope first")
+        inputs = self._ready(inputs)
+        return self._engine.block(inputs, lambda key: locate(self.site(key), self.policy), inputs.batch_size)
+
+    def _ready(self, inputs: PolicyInputs) -> PolicyInputs:
+        """Inputs that the policy can read, on its device."""
+        check_inputs(inputs, self.policy.config)
+        return inputs if inputs.input_ids.device == self.policy.device else inputs.to(self.policy.device)
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        width = f"{cfg.n_layers} layers of {cfg.d_model}, {cfg.chunk} x {cfg.action_dim} actions, {cfg.attention}"
+        return f"HookedVLA({cfg.model_id!r}, {cfg.variant}, {width}, {len(self._live)} live edits)"
