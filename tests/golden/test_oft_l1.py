@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fixtures import Recorder, golden, inputs, policy
+from golden_fixtures import Recorder, golden, inputs, policy
 
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.models.normalization import normalize

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from fixtures import DATA
+from golden_fixtures import DATA
 
 from mist_interp.core.actions import to_env_action
 from mist_interp.models import bins
