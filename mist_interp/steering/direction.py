@@ -138,15 +138,36 @@ class SteeringDirection:
         """
         direction = np.asarray(vector, dtype=np.float64)
         length = float(np.linalg.norm(direction))
+        sigma = float(np.std(np.asarray(x, dtype=np.float64) @ (direction / length))) if length > 0 else 0.0
+        # Rows that vary by rounding only give no unit.
+        sigma = 0.0 if sigma <= 1e-12 * max(1.0, float(np.abs(x).max(initial=0.0))) else sigma
+        return cls.of_length(direction, sigma, site=site, tokens=tokens, source=source, trained_on=trained_on)
+
+    @classmethod
+    def of_length(
+        cls,
+        vector: Float[Array, " width"],
+        sigma: float,
+        *,
+        site: Site,
+        tokens: str,
+        source: Mapping[str, Any],
+        trained_on: Iterable[StartState],
+    ) -> SteeringDirection:
+        """`vector`, rescaled to the length `sigma`, the standard deviation of the training projection on it.
+
+        Raises:
+            ValueError: the vector or `sigma` is zero or not finite: there is no unit then.
+        """
+        length = float(np.linalg.norm(vector))
         if not np.isfinite(length) or length == 0:
             raise ValueError("the direction has no length: both kinds of rows have the same mean")
-        direction = direction / length
-        sigma = float(np.std(np.asarray(x, dtype=np.float64) @ direction))
-        if sigma <= 1e-12 * max(1.0, float(np.abs(x).max(initial=0.0))):
+        if not np.isfinite(sigma) or sigma <= 0:
             raise ValueError("the training activations do not vary along the direction, so it has no unit")
         states = frozenset(trained_on)
         facts = {**source, "start_states": fingerprint(states), "versions": provenance()}
-        return cls(site, torch.tensor(direction * sigma, dtype=torch.float32), tokens, SIGMA, facts, states)
+        scaled = torch.tensor(np.asarray(vector, dtype=np.float64) * (sigma / length), dtype=torch.float32)
+        return cls(site, scaled, tokens, SIGMA, facts, states)
 
     @classmethod
     def random(cls, like: SteeringDirection, seed: int) -> SteeringDirection:

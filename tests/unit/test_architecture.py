@@ -20,8 +20,8 @@ LAYERS = (
     "tracing",
     "libero",
     "data",
-    "probing",
     "steering",
+    "probing",  # below steering, because a probe hands out its direction
     "analysis",
     "evaluation",
     "report",

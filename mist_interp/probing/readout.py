@@ -1,0 +1,172 @@
+"""How does a matrix of activations become scores?
+
+Standardise each feature with the statistics of the training rows, then one scikit-learn classifier per output.
+Standardisation is part of what is fitted, so it never sees a row that is judged later. Linear classifiers are stored
+as arrays and plain settings, never as pickles, which would run code on loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.svm import LinearSVC
+
+from mist_interp.core.errors import UnknownName
+from mist_interp.data.records import Array
+
+# scikit-learn ships no types; anything with fit and decision_function or predict_proba.
+Estimator: TypeAlias = Any
+
+# What can be stored: classifiers whose whole learnt state is coef_, intercept_ and classes_.
+LINEAR: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (LogisticRegression, SGDClassifier, LinearSVC)}
+
+
+@dataclass(frozen=True)
+class Readout:
+    """A fitted read-out: (rows, width) -> one score per output.
+
+    Attributes:
+        mean: (width,) of the training rows.
+        scale: (width,) standard deviation of the training rows, 1 where they do not vary.
+        estimators: per output the fitted classifier, or None when the training rows had one label only.
+    """
+
+    mean: Float[Array, " width"]
+    scale: Float[Array, " width"]
+    estimators: tuple[Any, ...]
+
+    def standardised(self, x: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
+        """Rows in units of the training rows.
+
+        Raises:
+            ValueError: rows of another width.
+        """
+        if x.ndim != 2 or x.shape[1] != len(self.mean):
+            raise ValueError(f"this read-out was fitted on rows of width {len(self.mean)}; given {x.shape}")
+        return (np.asarray(x, dtype=np.float64) - self.mean) / self.scale
+
+    def scores(self, x: Float[Array, "rows width"]) -> Float[Array, "rows outputs"]:
+        """Decision values, larger for more likely; constant for an output that could not be fitted."""
+        rows = self.standardised(x)
+        columns = [np.zeros(len(rows)) if e is None else _decision(e, rows) for e in self.estimators]
+        return np.stack(columns, axis=1)
+
+    def probabilities(self, x: Float[Array, "rows width"]) -> Float[Array, "rows outputs"] | None:
+        """Probabilities; None when an estimator gives none."""
+        if not all(hasattr(estimator, "predict_proba") for estimator in self.estimators):
+            return None
+        rows = self.standardised(x)
+        return np.stack([estimator.predict_proba(rows)[:, 1] for estimator in self.estimators], axis=1)
+
+    def weights(self, output: int) -> Float[Array, " width"]:
+        """Gradient of the score with respect to a row, in the units of the row.
+
+        Raises:
+            ValueError: the output could not be fitted, or its estimator is not linear.
+        """
+        estimator = self.estimators[output]
+        if estimator is None:
+            raise ValueError("this output had one label only in training; it has no direction")
+        if not hasattr(estimator, "coef_"):
+            raise ValueError(f"{type(estimator).__name__} is not linear, so it has no one direction")
+        return np.asarray(estimator.coef_, dtype=np.float64).ravel() / self.scale
+
+
+def fit_readout(estimator: Estimator, x: Float[Array, "rows width"], y: Float[Array, "rows outputs"]) -> Readout:
+    """Fit one clone of `estimator` per column of `y`; rows whose label is NaN are left out of that column.
+
+    Raises:
+        ValueError: no rows, or rows that are not finite.
+    """
+    if len(x) == 0:
+        raise ValueError("no rows to fit on")
+    if not np.isfinite(x).all():
+        raise ValueError("some training rows are not finite")
+    x = np.asarray(x, dtype=np.float64)
+    scale = x.std(0)
+    # A feature that varies by rounding only would be blown up to unit size.
+    scale[scale <= 1e-9 * np.maximum(1.0, np.abs(x).max(0))] = 1.0
+    mean = x.mean(0)
+    rows = (x - mean) / scale
+    fitted = []
+    for labels in y.T:
+        known = ~np.isnan(labels)
+        one_label_only = len(np.unique(labels[known])) < 2
+        fitted.append(None if one_label_only else clone(estimator).fit(rows[known], labels[known]))
+    return Readout(mean, scale, tuple(fitted))
+
+
+def readout_arrays(readout: Readout, prefix: str) -> dict[str, Array]:
+    """Arrays of a linear read-out for a safetensors file, names beginning with `prefix`.
+
+    Raises:
+        UnknownName: an estimator that cannot be stored.
+    """
+    arrays = {f"{prefix}.mean": readout.mean, f"{prefix}.scale": readout.scale}
+    for place, estimator in enumerate(readout.estimators):
+        if estimator is None:
+            continue
+        if type(estimator) is not LINEAR.get(type(estimator).__name__):
+            raise UnknownName("estimator that can be stored", type(estimator).__name__, LINEAR)
+        arrays[f"{prefix}.{place}.coef"] = np.asarray(estimator.coef_, dtype=np.float64)
+        arrays[f"{prefix}.{place}.intercept"] = np.asarray(estimator.intercept_, dtype=np.float64).reshape(-1)
+    return arrays
+
+
+def readout_from_arrays(
+    arrays: Mapping[str, Array], prefix: str, estimator: Estimator, outputs: Sequence[str]
+) -> Readout:
+    """Inverse of `readout_arrays`; `estimator` is the unfitted template."""
+    fitted: list[Any] = []
+    for place in range(len(outputs)):
+        if f"{prefix}.{place}.coef" not in arrays:
+            fitted.append(None)
+            continue
+        one: Any = clone(estimator)
+        one.coef_, one.intercept_ = arrays[f"{prefix}.{place}.coef"], arrays[f"{prefix}.{place}.intercept"]
+        one.n_features_in_ = one.coef_.shape[1]
+        one.classes_ = np.array([0.0, 1.0])
+        fitted.append(one)
+    return Readout(arrays[f"{prefix}.mean"], arrays[f"{prefix}.scale"], tuple(fitted))
+
+
+def estimator_config(estimator: Estimator) -> dict[str, Any]:
+    """Name and settings of a classifier that can be stored.
+
+    Raises:
+        UnknownName: another one.
+        ValueError: a setting that is not a plain value.
+    """
+    name = type(estimator).__name__
+    if type(estimator) is not LINEAR.get(name):
+        raise UnknownName("estimator that can be stored", name, LINEAR)
+    settings = estimator.get_params()
+    for key, value in settings.items():
+        if not isinstance(value, str | int | float | bool | dict | None):
+            raise ValueError(f"{name}({key}={value!r}) cannot be stored: give a plain value")
+    return {"kind": name, "settings": settings}
+
+
+def estimator_from_config(config: Mapping[str, Any]) -> Estimator:
+    """Inverse of `estimator_config`.
+
+    Raises:
+        UnknownName: a classifier that this version does not know.
+    """
+    if config["kind"] not in LINEAR:
+        raise UnknownName("estimator", config["kind"], LINEAR)
+    made: Estimator = LINEAR[config["kind"]](**config["settings"])
+    return made
+
+
+def _decision(estimator: Any, rows: Array) -> Array:
+    if hasattr(estimator, "decision_function"):
+        values: Array = estimator.decision_function(rows)
+        return values
+    return np.asarray(estimator.predict_proba(rows)[:, 1])
