@@ -135,7 +135,7 @@ def test_tokenizer_survives_saving(tmp_path):
     loaded = load_tokenizer(tmp_path)
     assert loaded(format_prompt(LONG)).input_ids == tokenizer(format_prompt(LONG)).input_ids
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer\\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 
