@@ -48,7 +48,7 @@ class Group:
     """Bodies that count as one partner of a contact.
 
     Attributes:
-        name: name of the topmost body (``"floor"`` for the world body).
+        name: name of the topmost body (``"world"`` where the floor is a geom of the world body).
         body_class: what the group is to the task.
         bodies: body ids in the model, ascending.
         movable: True if the group hangs on a free joint, so that the robot can hold it.
@@ -161,9 +161,11 @@ class BodyClasses:
             raise UnknownName("body group", body, names)
         return names.index(body)
 
-    def of_class(self, body_class: BodyClass) -> tuple[Group, ...]:
-        """Return all groups of a class."""
-        return tuple(group for group in self.groups if group.body_class is body_class)
+    def of_class(self, body_class: BodyClass | str) -> tuple[Group, ...]:
+        """Return all groups of a class; ``UnknownName`` if there is no such class."""
+        if body_class not in list(BodyClass):
+            raise UnknownName("body class", body_class, list(BodyClass))
+        return tuple(group for group in self.groups if group.body_class == body_class)
 
     def robot_contact_forbidden(self, first: int, second: int) -> bool:
         """Say whether a contact of two groups is a collision of the robot, whatever it holds.
@@ -263,8 +265,7 @@ def _groups(model: mujoco.MjModel, scene: SceneNames, parts: list[list[list[int]
         mine = sorted(left & set(bodies))
         left.difference_update(mine)
         if mine:
-            name = model.body(mine[0]).name if mine[0] else "floor"
-            yield Group(name, body_class, tuple(mine), _floats(model, mine), finger)
+            yield Group(model.body(mine[0]).name, body_class, tuple(mine), _floats(model, mine), finger)
 
     gripper = subtree(model, body_id(model, scene.gripper_root))
     for finger, root in enumerate(_finger_roots(model, gripper)):

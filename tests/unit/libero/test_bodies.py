@@ -55,7 +55,7 @@ def test_groups_join_what_is_rigid_and_keep_links_apart() -> None:
     classes = Gantry().classes
     bodies = {group.name: len(group.bodies) for group in classes.groups}
     assert bodies["ram"] == 2 and bodies["jaw_a"] == 2 and bodies["drawer"] == 2 and bodies["chest"] == 2
-    assert {"beam", "trolley", "palm", "jaw_b", "knob", "heater", "floor"} <= set(bodies)
+    assert {"beam", "trolley", "palm", "jaw_b", "knob", "heater", "world"} <= set(bodies)
     assert [group.finger for group in classes.of_class(BodyClass.FINGER)] == [0, 1]
     assert [group.name for group in classes.groups if group.movable] == ["gripper0_cup", "robot0_dish", "hand_pebble"]
     assert sum(bodies.values()) == len(classes.group_of_body)
@@ -183,3 +183,12 @@ def test_names_are_read_from_an_environment_and_its_wrapper() -> None:
     assert plain.groups[plain.index("hand_pebble")].body_class is BodyClass.DISTRACTOR  # loose, though not in the task
     with pytest.raises(ValueError, match="one robot"):
         BodyClasses.from_env(thing(**{**vars(env), "robots": [robot, robot]}))
+
+
+def test_groups_by_class() -> None:
+    classes = Gantry().classes
+    assert classes.of_class("hand") == classes.of_class(BodyClass.HAND) != ()
+    with pytest.raises(UnknownName, match="finger"):
+        classes.of_class("fingers")
+    with pytest.raises(UnknownName, match="jaw_a"):
+        classes.index("jaw_c")
