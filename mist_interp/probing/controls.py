@@ -15,6 +15,10 @@ from mist_interp.data.store import RolloutStore
 SHUFFLED = "shuffled labels"
 CONTROLS = ("step counter", "action only", "proprio only", "task id", SHUFFLED)
 
+# One fit on shuffled labels is one random direction, which may order well or badly by luck; several show the luck.
+SHUFFLES = 5
+SHUFFLED_FITS = tuple(f"{SHUFFLED} {number}" for number in range(1, SHUFFLES + 1))
+
 STEP_BIN = 16
 MAX_STEPS = 520
 MAX_TASKS = 100

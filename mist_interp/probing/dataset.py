@@ -15,12 +15,13 @@ from mist_interp.core.names import Site, SiteKey
 from mist_interp.data.activation_set import unit_of_episode
 from mist_interp.data.records import Array
 from mist_interp.data.store import RolloutStore
-from mist_interp.probing.controls import CONTROLS, SHUFFLED, control_features
+from mist_interp.probing.controls import CONTROLS, SHUFFLED, SHUFFLED_FITS, control_features
 from mist_interp.probing.readout import Estimator, Readout, fit_readout
 from mist_interp.probing.report import PROBE, Predictions
 from mist_interp.probing.targets import Labels, Target
 
-READERS = (PROBE, *CONTROLS)
+# Everything that is fitted; several fits make up the control with shuffled labels.
+FITS = (PROBE, *(control for control in CONTROLS if control != SHUFFLED), *SHUFFLED_FITS)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ProbeData:
     """All that a probe and its controls need of a store, read once.
 
     Attributes:
-        features: reader -> (queries, width); the shuffled control reads what the probe reads.
+        features: fit -> (queries, width); the shuffled controls read what the probe reads.
         labels: of all queries.
         task: (queries,) task of each query, across suites.
         site: where the probe reads.
@@ -53,7 +54,7 @@ class ProbeData:
             raise ValueError("activations and labels are not about the same queries: the store is damaged")
         units = unit_of_episode(store)
         task = np.array([f"{units[key].suite}/{units[key].task}" for key in labels.episode])
-        features = {PROBE: x, **control_features(store), SHUFFLED: x}
+        features = {PROBE: x, **control_features(store), **dict.fromkeys(SHUFFLED_FITS, x)}
         return cls(features, labels, task, store.group(tokens, pool).one(site))
 
     def labelled(self, keys: Iterable[str] | None = None) -> Bool[np.ndarray, " queries"]:
@@ -61,18 +62,20 @@ class ProbeData:
         known = ~np.isnan(self.labels.values).all(1)
         return known if keys is None else known & np.isin(self.labels.episode, list(keys))
 
-    def fit(self, estimator: Estimator, rows: Bool[np.ndarray, " queries"], seed: int) -> dict[str, Readout]:
+    def fit(
+        self, estimator: Estimator, rows: Bool[np.ndarray, " queries"], seed: int | tuple[int, ...]
+    ) -> dict[str, Readout]:
         """Fit a clone of `estimator` for the probe and for every control on the rows where the mask is true."""
+        rng = np.random.default_rng(seed)
         y = self.labels.values[rows]
-        shuffled = np.random.default_rng(seed).permutation(y)
         return {
-            reader: fit_readout(estimator, self.features[reader][rows], shuffled if reader == SHUFFLED else y)
-            for reader in READERS
+            fit: fit_readout(estimator, self.features[fit][rows], rng.permutation(y) if fit in SHUFFLED_FITS else y)
+            for fit in FITS
         }
 
     def predict(self, readouts: Mapping[str, Readout], rows: Bool[np.ndarray, " queries"]) -> dict[str, Predictions]:
-        """Scores of every reader on the rows where the mask is true."""
+        """Scores of every fit on the rows where the mask is true."""
         return {
-            reader: Predictions(r.scores(self.features[reader][rows]), r.probabilities(self.features[reader][rows]))
-            for reader, r in readouts.items()
+            fit: Predictions(r.scores(self.features[fit][rows]), r.probabilities(self.features[fit][rows]))
+            for fit, r in readouts.items()
         }

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mist_interp.data.store import RolloutStore
-from mist_interp.probing.dataset import READERS, ProbeData
+from mist_interp.probing.dataset import FITS, ProbeData
 from mist_interp.probing.folds import make_folds
 from mist_interp.probing.readout import Readout
 from mist_interp.probing.report import MIN_EPISODES, Predictions, ProbeReport, make_report
@@ -52,22 +52,23 @@ def cross_validate(
     data = probe.read(store)
     queries, outputs = data.labels.values.shape
     fold_of = np.full(queries, -1)
-    scores = {reader: np.full((queries, outputs), np.nan) for reader in READERS}
-    chances = {reader: np.full((queries, outputs), np.nan) for reader in READERS}
-    has_chances = dict.fromkeys(READERS, True)
+    scores = {fit: np.full((queries, outputs), np.nan) for fit in FITS}
+    chances = {fit: np.full((queries, outputs), np.nan) for fit in FITS}
+    has_chances = dict.fromkeys(FITS, True)
     for number, fold in enumerate(make_folds(store, by, count)):
         train, test = data.labelled(fold.train), data.labelled(fold.test)
         if not train.any() or not test.any():
             continue
         fold_of[test] = number
-        for reader, predicted in data.predict(data.fit(probe.estimator_, train, probe.seed), test).items():
-            scores[reader][test] = predicted.scores
+        readouts = data.fit(probe.estimator_, train, (probe.seed, number))
+        for fit, predicted in data.predict(readouts, test).items():
+            scores[fit][test] = predicted.scores
             if predicted.probabilities is None:
-                has_chances[reader] = False
+                has_chances[fit] = False
             else:
-                chances[reader][test] = predicted.probabilities
+                chances[fit][test] = predicted.probabilities
     return make_report(
-        {reader: Predictions(scores[reader], chances[reader] if has_chances[reader] else None) for reader in READERS},
+        {fit: Predictions(scores[fit], chances[fit] if has_chances[fit] else None) for fit in FITS},
         judged_rows(data, fold_of),
         site=data.site.name,
         tokens=probe.tokens,

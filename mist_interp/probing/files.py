@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_arrays
 from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site
 from mist_interp.data.records import Array
-from mist_interp.probing.dataset import READERS
+from mist_interp.probing.dataset import FITS
 from mist_interp.probing.readout import estimator_config, estimator_from_config, readout_arrays, readout_from_arrays
 from mist_interp.probing.targets import target, target_config, target_from_config
 
@@ -29,8 +29,8 @@ FORMAT = 1
 def save_probe(probe: Probe, folder: Path) -> None:
     """Write `probe.safetensors`, then `probe.json`; see `Probe.save`."""
     arrays: dict[str, Array] = {}
-    for reader, readout in probe.fitted.items():
-        arrays |= readout_arrays(readout, reader)
+    for fit, readout in probe.fitted.items():
+        arrays |= readout_arrays(readout, fit)
     content = {
         "format": FORMAT,
         "site": probe.site_.name,
@@ -64,7 +64,7 @@ def load_probe(kind: type[Probe], folder: Path) -> Probe:
     probe.site_ = site
     probe.outputs_ = tuple(content["outputs"])
     probe.sigma_ = tuple(content["sigma"])
-    probe.readouts_ = {reader: readout_from_arrays(arrays, reader, estimator, probe.outputs_) for reader in READERS}
+    probe.readouts_ = {fit: readout_from_arrays(arrays, fit, estimator, probe.outputs_) for fit in FITS}
     probe.trained_on_ = frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"])
     probe.source_ = content["source"]
     return probe

@@ -53,7 +53,7 @@ class Probe:
     Attributes (after `fit`):
         site_: the site, resolved.
         outputs_: names of the target's outputs.
-        readouts_: reader (`probe` or a control) -> what was fitted.
+        readouts_: `probe` or a control -> what was fitted.
         sigma_: per output the standard deviation of the training rows along the probe's direction.
         trained_on_: start states of the training episodes.
         source_: model, suite, counts and versions of the training.
@@ -202,7 +202,7 @@ class Probe:
 
     @property
     def fitted(self) -> Mapping[str, Readout]:
-        """Reader (`probe` or a control) -> what was fitted.
+        """`probe` or a control -> what was fitted.
 
         Raises:
             ValueError: nothing was.

@@ -6,15 +6,15 @@ control. The margin is the claim; the AUC alone is not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from mist_interp.probing.controls import SHUFFLED
+from mist_interp.probing.controls import SHUFFLED, SHUFFLED_FITS
 from mist_interp.probing.scores import (
     DRAWS,
     Judged,
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 PROBE = "probe"
 MIN_EPISODES = 20
+
+# Scores, and probabilities where there are any, of the judged rows.
+Judgement = tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"] | None]
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,11 @@ class Predictions:
     scores: Float[np.ndarray, "queries outputs"]
     probabilities: Float[np.ndarray, "queries outputs"] | None
 
+    def at(self, mask: Bool[np.ndarray, " queries"], output: int) -> Judgement:
+        """Scores and probabilities of some queries for one output."""
+        chances = None if self.probabilities is None else self.probabilities[mask, output]
+        return self.scores[mask, output], chances
+
 
 def make_report(
     predictions: Mapping[str, Predictions],
@@ -191,7 +199,7 @@ def make_report(
     """Table of a probe and its controls.
 
     Args:
-        predictions: reader -> its scores, the probe under the name `probe`.
+        predictions: fit -> its scores, the probe under the name `probe`; the fits on shuffled labels make one row.
         judged: output -> the judged rows (a mask over queries) and what is known of them.
         site: where the probe reads.
         tokens: which tokens.
@@ -210,12 +218,11 @@ def make_report(
         enough = min(rows.episodes_with(0), rows.episodes_with(1)) >= min_episodes
         weights = episode_draws(rows, draws, seed) if enough else np.zeros((0, 0))
         sampled: dict[str, np.ndarray] = {}
-        for reader, prediction in predictions.items():
-            values = prediction.scores[mask, place]
-            probabilities = None if prediction.probabilities is None else prediction.probabilities[mask, place]
+        for reader, fits in _by_reader(predictions).items():
+            judged_fits = [fit.at(mask, place) for fit in fits]
             if enough:
-                sampled[reader] = auc_of_draws(values, rows, weights)
-            scores.append(_score(output, reader, values, probabilities, rows, sampled.get(reader)))
+                sampled[reader] = _draws(judged_fits, rows, weights)
+            scores.append(_score(output, reader, judged_fits, rows, sampled.get(reader)))
         margins.append(_margin(output, [score for score in scores if score.output == output], sampled))
     flags += _suspicions(scores)
     return ProbeReport(tuple(scores), tuple(margins), site, tokens, split, tuple(flags), dict(masked))
@@ -232,27 +239,44 @@ def too_few(output: str, rows: Judged, min_episodes: int) -> str | None:
     return f"{counts} (the limit was lowered to {min_episodes}): read it as a demonstration, not as a result"
 
 
+def _by_reader(predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
+    readers: dict[str, list[Predictions]] = {}
+    for fit, prediction in predictions.items():
+        readers.setdefault(SHUFFLED if fit in SHUFFLED_FITS else fit, []).append(prediction)
+    return readers
+
+
+def _draws(
+    fits: list[Judgement], rows: Judged, weights: Float[np.ndarray, "draws episodes"]
+) -> Float[np.ndarray, " draws"]:
+    """AUC per draw; several fits take turns, so that the interval also holds their differences."""
+    values = np.empty(len(weights))
+    for turn, (scores, _) in enumerate(fits):
+        values[turn :: len(fits)] = auc_of_draws(scores, rows, weights[turn :: len(fits)])
+    return values
+
+
 def _score(
-    output: str,
-    reader: str,
-    values: np.ndarray,
-    probabilities: np.ndarray | None,
-    rows: Judged,
-    sampled: np.ndarray | None,
+    output: str, reader: str, fits: list[Judgement], rows: Judged, sampled: Float[np.ndarray, " draws"] | None
 ) -> Score:
-    degenerate = len(values) > 0 and is_constant(values, rows)
-    known = sampled is not None
-    low, high = interval(sampled) if sampled is not None else (None, None)
+    """One row; values of several fits are averaged."""
+    low, high = (None, None) if sampled is None else interval(sampled)
+
+    def mean(measure: Callable[[Judgement], float | None]) -> float | None:
+        values = [None if sampled is None else measure(fit) for fit in fits]
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(fits) else None
+
     return Score(
         output=output,
         reader=reader,
-        auc=auc(values, rows) if known else None,
+        auc=mean(lambda fit: auc(fit[0], rows)),
         low=low,
         high=high,
-        degenerate=degenerate,
-        average_precision=average_precision(values, rows) if known else None,
-        brier=None if probabilities is None or not known else brier(probabilities, rows),
-        ece=None if probabilities is None or not known else calibration_error(probabilities, rows),
+        degenerate=len(rows.labels) > 0 and all(is_constant(values, rows) for values, _ in fits),
+        average_precision=mean(lambda fit: average_precision(fit[0], rows)),
+        brier=mean(lambda fit: None if fit[1] is None else brier(fit[1], rows)),
+        ece=mean(lambda fit: None if fit[1] is None else calibration_error(fit[1], rows)),
         base_rate=float(rows.labels.mean()) if len(rows.labels) else float("nan"),
         queries=len(rows.labels),
         positive_episodes=rows.episodes_with(1),

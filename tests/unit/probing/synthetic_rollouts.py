@@ -38,7 +38,7 @@ def make_episode(
     task_offset: np.ndarray | None = None,
     simulator_seed: int = 0,
 ) -> EpisodeRecord:
-    """Noise everywhere, plus a signal per query on coordinate 5 of `SITE`, coordinate 2 of the first action or of the state."""
+    """Noise everywhere, plus a signal on coordinate 5 of `SITE`, coordinate 2 of the first action or of the state."""
     queries = []
     for i in range(n_queries):
         x, noise = rng.normal(size=WIDTH), rng.normal(size=WIDTH)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
-from sklearn.neural_network import MLPClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import LinearSVC
 from synthetic_rollouts import NOISE_SITE, SITE, MakeStore, contact, make_episode, outcome_store
 
@@ -41,16 +41,13 @@ def test_the_controls_are_always_in_the_table(make_store: MakeStore) -> None:
     json.dumps(report.to_dict())
 
 
-def test_shuffled_labels_are_chance_over_many_data_sets(make_store: MakeStore) -> None:
-    """Also with a strong signal: what the shuffled control shows must not leak through the folds."""
-    found = []
+def test_shuffled_labels_hold_one_half_in_their_interval(make_store: MakeStore) -> None:
+    """Also beside a strong signal, and without crying wolf: the interval holds the luck of the shuffling too."""
     for seed in range(4):
-        report = cross_validate(Probe(SITE, seed=seed), outcome_store(make_store, seed=seed, signal=3.0), draws=20)
+        report = cross_validate(Probe(SITE, seed=seed), outcome_store(make_store, seed=seed, signal=3.0), draws=200)
         shuffled = report.score(reader=SHUFFLED)
-        assert shuffled.auc is not None and shuffled.low is not None and shuffled.high is not None
-        found.append(shuffled.auc)
-    # The signal dimension is real, so one shuffled fit orders by chance in either direction; on average it does not.
-    assert np.mean(found) == pytest.approx(0.5, abs=0.15)
+        assert shuffled.low is not None and shuffled.high is not None and shuffled.low < 0.5 < shuffled.high
+        assert not any("leaks" in flag for flag in report.flags)
 
 
 @pytest.mark.parametrize(("where", "control"), [("action", "action only"), ("state", "proprio only")])
@@ -158,7 +155,7 @@ def test_fitting_changes_neither_the_estimator_nor_its_settings(make_store: Make
 
 def test_any_classifier_of_scikit_learn_can_be_used(make_store: MakeStore) -> None:
     store = outcome_store(make_store, tasks=3, signal=3.0)
-    for estimator in (MLPClassifier((4,), max_iter=150, random_state=0), RidgeClassifier(), LinearSVC()):
+    for estimator in (GaussianNB(), RidgeClassifier(), LinearSVC()):
         report = cross_validate(Probe(SITE, estimator=estimator), store, min_episodes=5, draws=10)
         assert report.score().auc is not None and report.score().auc > 0.9, estimator
         assert (report.score().brier is None) == (not hasattr(estimator, "predict_proba"))
@@ -210,8 +207,7 @@ def test_a_probe_survives_being_saved_with_its_controls(
 
 
 def test_what_cannot_be_stored_safely_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
-    mlp = MLPClassifier((4,), max_iter=20, random_state=0)
-    probe = Probe(SITE, estimator=mlp).fit(outcome_store(make_store, signal=2.0))
+    probe = Probe(SITE, estimator=GaussianNB()).fit(outcome_store(make_store, signal=2.0))
     with pytest.raises(KeyError, match="LogisticRegression"):
         probe.save(tmp_path / "p")
     assert not (tmp_path / "p").exists()
