@@ -143,8 +143,8 @@ def _scores(run: Run) -> str:
     detector: dict[str, Any] = run.settings["detector"]
     figure = score_figure(pd.concat(parts), float(detector["threshold"]), arm)
     return (
-        f"<h2>The detector over time</h2><figure>{figure}<figcaption>Score of <i>{escape(detector['name'])}</i>: median "
-        "and middle half of the episodes that are still running. Successes end early, so late steps rest on "
+        f"<h2>The detector over time</h2><figure>{figure}<figcaption>Score of <i>{escape(detector['name'])}</i>: "
+        "median and middle half of the episodes that are still running. Successes end early, so late steps rest on "
         "few of them.</figcaption></figure>"
     )
 

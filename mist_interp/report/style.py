@@ -15,7 +15,7 @@ h2 {
   font-size: 17px; font-weight: 600; margin: 46px 0 4px; padding-top: 14px; border-top: 1px solid var(--hairline);
 }
 p { margin: 4px 0 14px; max-width: 46em; }
-.lead, .note { color: var(--muted); }
+.lead, .note { color: var(--muted); max-width: none; }
 .note { font-size: 13px; }
 .banner {
   background: var(--warn-paper); color: var(--warn-ink); border-radius: 6px; padding: 10px 16px; margin: 20px 0;

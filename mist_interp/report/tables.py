@@ -22,7 +22,10 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def signed_percent(value: float | None) -> str:
     """`0.05` -> `+5.0`; None -> a dash."""
-    return DASH if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    if value is None:
+        return DASH
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def p_value(p: float) -> str:

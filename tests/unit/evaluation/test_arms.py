@@ -1,0 +1,147 @@
+"""Arms on a real (random) network: edits are measured, gated and gone afterwards."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mist_interp.core.inputs import PolicyInputs
+from mist_interp.core.names import Site
+from mist_interp.data.records import Unit
+from mist_interp.evaluation.arms import NoEdit, Query, Steer, fingerprint, random_direction
+from mist_interp.evaluation.detector import Detector
+from mist_interp.evaluation.subject import model_facts, resolve_policy, weights_fingerprint
+from mist_interp.models.random import random_policy
+from mist_interp.steering.direction import SteeringDirection
+from mist_interp.tracing.hooked import HookedVLA
+
+UNIT = Unit("libero_spatial", 0, 0)
+
+
+@pytest.fixture(scope="module")
+def vla() -> HookedVLA:
+    return HookedVLA(random_policy(0).requires_grad_(False))
+
+
+@pytest.fixture(scope="module")
+def inputs(vla: HookedVLA) -> PolicyInputs:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 255, (64, 64, 3), generator=generator, dtype=torch.uint8).numpy()
+    observation = {
+        "agentview_image": image,
+        "robot0_eye_in_hand_image": image[::-1].copy(),
+        "robot0_eef_pos": torch.zeros(3).numpy(),
+        "robot0_eef_quat": torch.tensor([0.0, 0, 0, 1]).numpy(),
+        "robot0_gripper_qpos": torch.zeros(2).numpy(),
+    }
+    return vla.prepare(observation, "pick up the black bowl")
+
+
+@pytest.fixture(scope="module")
+def direction() -> SteeringDirection:
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    return SteeringDirection(Site("blocks.1.hook_resid_post"), vector, trained_on=frozenset({("s", 1, 2)}))
+
+
+def query(**changes: Any) -> Query:
+    return replace(Query(UNIT, 0, 0, {}, "pick up the black bowl"), **changes)
+
+
+def test_none_is_the_policy_itself_and_uses_the_clean_answer(vla: HookedVLA, inputs: PolicyInputs) -> None:
+    chunk, log = NoEdit().act(vla, inputs, query())
+    assert torch.equal(chunk.values, vla(inputs).values) and (log.edit, log.edit_norm) == ("", 0.0)
+    assert NoEdit().act(vla, inputs, query(clean=chunk))[0] is chunk
+
+
+def test_the_measured_norm_is_what_the_direction_adds(
+    vla: HookedVLA, inputs: PolicyInputs, direction: SteeringDirection
+) -> None:
+    for tokens, count in (("action_read", 56), ("action_read.dz", 8), ("proprio", 1)):
+        chosen = replace(direction, tokens=tokens)
+        chunk, log = Steer(chosen, -1.5).act(vla, inputs, query())
+        assert log.edit_norm == pytest.approx(1.5 * chosen.norm * count**0.5, rel=1e-4)
+        assert not torch.equal(chunk.values, vla(inputs).values)
+    assert vla.edits() == ()
+
+
+def test_an_outer_edit_at_the_same_site_is_not_counted(
+    vla: HookedVLA, inputs: PolicyInputs, direction: SteeringDirection
+) -> None:
+    alone = Steer(direction, 1.0).act(vla, inputs, query())[1].edit_norm
+    with vla.hooks((direction.site, lambda x, site: x * 3)):
+        assert Steer(direction, 1.0).act(vla, inputs, query())[1].edit_norm == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_lost_edit_would_show(vla: HookedVLA, inputs: PolicyInputs, direction: SteeringDirection) -> None:
+    class Lost(SteeringDirection):
+        def _adder(self, coefficient: float) -> Any:
+            return lambda x, site: None
+
+    lost = Lost(direction.site, direction.vector)
+    assert Steer(lost, 1.0).act(vla, inputs, query())[1].edit_norm == 0.0
+
+
+@pytest.mark.parametrize(
+    ("when", "fired", "triggered", "live"),
+    [
+        ("always", False, False, True),
+        ("fired", False, True, False),
+        ("fired", True, True, True),
+        ("triggered", False, True, True),
+        ("triggered", False, False, False),
+    ],
+)
+def test_gates(
+    vla: HookedVLA,
+    inputs: PolicyInputs,
+    direction: SteeringDirection,
+    when: str,
+    fired: bool,
+    triggered: bool,
+    live: bool,
+) -> None:
+    log = Steer(direction, 1.0, when).act(vla, inputs, query(fired=fired, triggered=triggered))[1]
+    assert (log.edit != "") == live and (log.edit_norm > 0) == live
+
+
+def test_coefficient_zero_is_bit_identical(vla: HookedVLA, inputs: PolicyInputs, direction: SteeringDirection) -> None:
+    chunk, log = Steer(direction, 0.0).act(vla, inputs, query())
+    assert torch.equal(chunk.values, vla(inputs).values) and log.edit == ""
+
+
+def test_the_placebo_has_the_same_norm_another_direction_and_a_seed(direction: SteeringDirection) -> None:
+    one, again, two = (random_direction(direction, 2.0, seed=seed) for seed in (1, 1, 2))
+    assert one.direction.norm == pytest.approx(direction.norm, rel=1e-6)
+    assert abs(one.direction.cosine(direction)) < 0.5
+    assert one.config() == again.config() != two.config()
+    assert fingerprint(one.direction.vector) != fingerprint(two.direction.vector)
+
+
+def test_units_of_the_training_are_refused(direction: SteeringDirection) -> None:
+    Steer(direction).check_units([Unit("s", 1, 3)])
+    with pytest.raises(ValueError, match="s"):
+        Steer(direction).check_units([Unit("s", 1, 2)])
+
+
+def test_detectors_fire_from_the_threshold_on(vla: HookedVLA, inputs: PolicyInputs) -> None:
+    assert Detector(lambda v, i: 0.5, 0.5).look(vla, inputs) == (0.5, True, None)
+    assert Detector(lambda v, i: 0.4, 0.5).look(vla, inputs)[1] is False
+    assert Detector(lambda v, i: 1e9, float("inf")).look(vla, inputs)[1] is False
+    with pytest.raises(ValueError, match="NaN"):
+        Detector(lambda v, i: float("nan"), 0.5).look(vla, inputs)
+
+
+def test_model_facts_name_the_weights(vla: HookedVLA) -> None:
+    facts = model_facts(vla)
+    assert facts["dtype"] == "float32" and facts["device"] == "cpu" and facts["attention"]
+    assert facts["weights"] == weights_fingerprint(random_policy(0)) != weights_fingerprint(random_policy(1))
+    assert resolve_policy(lambda: vla) is vla and resolve_policy(vla) is vla
+
+
+def test_one_changed_value_in_a_small_tensor_changes_the_fingerprint() -> None:
+    policy = random_policy(0)
+    before = weights_fingerprint(policy)
+    with torch.no_grad():
+        policy.language_model.model.norm.weight[3] += 1e-3
+    assert weights_fingerprint(policy) != before
