@@ -165,8 +165,13 @@ class EpisodeRecord:
     @property
     def key(self) -> str:
         """The unit's key and the arm."""
-        return f"{self.unit.key}-{self.arm}"
+        return episode_key(self.unit, self.arm)
 
     def collided(self, force: float = 1.0) -> bool:
         """Whether a forbidden contact of at least `force` (N) happened."""
         return any(contact.peak_force >= force for contact in self.contacts)
+
+
+def episode_key(unit: Unit, arm: str = "none") -> str:
+    """Key of the episode of a unit under an arm."""
+    return f"{unit.key}-{arm}"

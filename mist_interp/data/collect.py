@@ -1,0 +1,164 @@
+"""How are rollouts of a policy recorded together with what it was thinking?
+
+    store = collect_rollouts("mini", "libero_spatial", out="data/mini", sites=["resid_post"], inits=range(10, 20))
+    x, rows = store.load(("resid_post", 3))
+
+One pass over the units task by task. The same call goes on where the last one ended: what is stored is not run
+again. An episode that crashes is noted in `errors.jsonl` and tried again by the next call.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mist_interp.core.files import append_json_line
+from mist_interp.core.names import SiteKey
+from mist_interp.core.provenance import provenance
+from mist_interp.data.capture import caching_act, token_groups
+from mist_interp.data.collect_workers import Progress, run_in_processes
+from mist_interp.data.plan import Protocol, plan_units, resolve_policy, resolve_suite, run_settings, shard_units
+from mist_interp.data.records import EpisodeRecord, Unit, episode_key
+from mist_interp.data.rollout import rollout
+from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
+
+log = logging.getLogger(__name__)
+
+MakeEnv = Callable[[Any, Protocol, int], Any]
+DEFAULT_PROTOCOL = Protocol()
+# A run whose every episode crashes has a cause that no further episode will cure.
+MAX_ERRORS_IN_A_ROW = 3
+
+
+def make_libero_env(task: Any, protocol: Protocol, seed: int) -> Any:
+    """The LIBERO environment of a task."""
+    from mist_interp.libero.env import LiberoEnv
+
+    return LiberoEnv(task, profile=protocol.profile, resolution=protocol.resolution, seed=seed)
+
+
+def collect_rollouts(
+    vla: Any,
+    suite: Any,
+    *,
+    out: str | Path,
+    sites: SiteKey | Sequence[SiteKey] = "resid_post",
+    tokens: str | Sequence[str] = "action_read",
+    pool: str = "mean",
+    tasks: Sequence[int] | str = "all",
+    inits: Sequence[int] = tuple(range(10)),
+    simulator_seeds: Sequence[int] = (0,),
+    protocol: Protocol = DEFAULT_PROTOCOL,
+    shard: str | None = None,
+    workers: int = 1,
+    on_progress: Callable[[Progress], None] | None = None,
+    make_env: MakeEnv = make_libero_env,
+) -> RolloutStore:
+    """Run the policy on all units and store every episode with its activations.
+
+    Args:
+        vla: the policy, or what `HookedVLA.from_pretrained` takes (needed in that form by `workers` > 1).
+        suite: a `LiberoSuite` or its name.
+        out: folder of the store.
+        sites: what to keep, e.g. `"resid_post"` for the residual stream of all layers.
+        tokens: one or several token selectors; each is kept on its own.
+        pool: how the tokens of a selector become one vector: `mean`, `first`, `last` or `flat`.
+        tasks: task indices, or `all`.
+        inits: start states of each task.
+        simulator_seeds: seeds of the simulator; each makes further units.
+        protocol: render profile, step limit and the like.
+        shard: `i/n`: this process runs the i-th of n parts of the units; all parts share the folder.
+        workers: processes; each loads its own policy.
+        on_progress: called at the start and after each episode.
+        make_env: builds the environment of a task.
+
+    Returns:
+        The store, with all episodes that it has by now.
+
+    Raises:
+        ValueError: `out` holds rollouts with other settings, or a start state does not exist.
+        UnknownName: a site, token group, task or pooling that there is not.
+        OverflowError: an activation does not fit float16.
+        RuntimeError: three episodes crashed one after the other, or a worker died.
+    """
+    suite = resolve_suite(suite)
+    units = plan_units(suite, tasks, inits, simulator_seeds)
+    report = on_progress or (lambda _: None)
+    if workers > 1:
+        settings: dict[str, Any] = {"sites": sites, "tokens": tokens, "pool": pool, "tasks": tasks, "inits": inits}
+        settings |= {"simulator_seeds": simulator_seeds, "protocol": protocol, "make_env": make_env, "out": out}
+        return run_in_processes(vla, suite, units, settings, workers, report)
+    policy = resolve_policy(vla)
+    groups = token_groups(policy, sites, tokens, pool)
+    store = RolloutStore.create(out, Manifest(groups, run_settings(policy, suite, protocol)))
+    part = shard_units(units, shard)
+    keys = {unit: episode_key(unit) for unit in part}
+    todo = [unit for unit in part if keys[unit] not in store]
+    done = len(part) - len(todo)
+    report(Progress(done, len(part)))
+    facts = provenance()
+    env: Any = None
+    place: tuple[int, int] | None = None
+    errors = 0
+    try:
+        for unit in todo:
+            task = suite.tasks[unit.task]
+            try:
+                if place != (unit.task, unit.simulator_seed):
+                    _close(env)
+                    env = None
+                    env = make_env(task, protocol, unit.simulator_seed)
+                    place = (unit.task, unit.simulator_seed)
+                episode = _run(policy, env, unit, task.instruction, groups, suite, protocol, facts)
+            except Exception as error:
+                _close(env)  # whatever state it was left in
+                env, place, errors = None, None, errors + 1
+                log.warning("%s failed: %s", unit.key, error)
+                row = {"unit": unit.key, "error": f"{type(error).__name__}: {error}"}
+                append_json_line(Path(out) / "errors.jsonl", row | {"traceback": traceback.format_exc()})
+                if errors == MAX_ERRORS_IN_A_ROW:
+                    raise RuntimeError(
+                        f"{errors} episodes failed one after the other, the last with {row['error']}; tracebacks are "
+                        f"in {Path(out) / 'errors.jsonl'}, and the same call tries them again"
+                    ) from error
+                continue
+            errors = 0
+            store.append(episode)
+            done += 1
+            report(Progress(done, len(part), episode))
+    finally:
+        _close(env)
+    return store
+
+
+def _run(
+    vla: Any,
+    env: Any,
+    unit: Unit,
+    instruction: str,
+    groups: Sequence[TokenGroup],
+    suite: Any,
+    protocol: Protocol,
+    facts: dict[str, str],
+) -> EpisodeRecord:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(unit.policy_seed)
+        return rollout(
+            env,
+            caching_act(vla, instruction, groups),
+            unit=unit,
+            instruction=instruction,
+            max_steps=protocol.max_steps or suite.max_steps,
+            open_loop_steps=protocol.open_loop_steps,
+            provenance=facts,
+        )
+
+
+def _close(env: Any) -> None:
+    if env is not None:
+        env.close()
