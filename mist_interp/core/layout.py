@@ -154,7 +154,8 @@ class TokenLayout:
             IndexError: a patch or chunk step outside.
             ValueError: the selector does not follow the grammar (`mist_interp.core.selectors`).
         """
-        return _select(self, selector if isinstance(selector, str) else tuple(selector))
+        parts = selector if isinstance(selector, str) or not isinstance(selector, Sequence) else tuple(selector)
+        return _select(self, parts)
 
     def mask(self, selector: Selector) -> Bool[torch.Tensor, "batch {self.length}"]:
         """True at the selected tokens."""
@@ -289,7 +290,7 @@ class TokenLayout:
 @lru_cache(maxsize=512)
 def _select(layout: TokenLayout, selector: str | tuple[str, ...]) -> Selection:
     """Cached, because a closed loop asks the same question at every query."""
-    targets = [parse(part) for part in ((selector,) if isinstance(selector, str) else selector)]
+    targets = [parse(part) for part in (selector if isinstance(selector, tuple) else (selector,))]
     if not targets:
         raise ValueError(f"an empty list of selectors selects nothing; this sequence has {', '.join(layout.segments)}")
     rows = []

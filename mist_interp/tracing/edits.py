@@ -52,29 +52,27 @@ class Edit:
     def apply(self, values: torch.Tensor, run: int, layout: TokenLayout | None) -> torch.Tensor | None:
         """New values of the site, or None to leave it alone; `layout` is needed where `tokens` is given."""
         if self.tokens is None:
-            return self.fn(values, self.site)
+            return self._new(values)
         assert layout is not None
         dim = token_dim(self.site)
         axis = axis_of(self.site.hook.axis, layout, values.shape[dim], run)
         if axis is not layout and layout.autoregressive and run > 0:
-            if self.tokens not in _DECODED:
-                return None
-            return self.fn(values, self.site)
+            return self._new(values) if self.tokens in _DECODED else None
         selection = axis.select(self.tokens)
-        new = self.fn(take(values, selection, dim), self.site)
-        return None if new is None else put(values, new, selection, dim, str(self))
+        new = self._new(take(values, selection, dim))
+        return None if new is None else put(values, new, selection, dim)
+
+    def _new(self, values: torch.Tensor) -> torch.Tensor | None:
+        new = self.fn(values, self.site)
+        if new is None or (isinstance(new, torch.Tensor) and new.shape == values.shape):
+            return new
+        got = f"a tensor of shape {tuple(new.shape)}" if isinstance(new, torch.Tensor) else type(new).__name__
+        expected = f"a tensor of shape {tuple(values.shape)} or None"
+        raise ValueError(f"the hook at {self.site} must return {expected}, not {got}")
 
 
-def put(values: torch.Tensor, new: torch.Tensor, selection: Selection, dim: int, what: str) -> torch.Tensor:
-    """Copy of `values` with the selected tokens replaced by `new`.
-
-    Raises:
-        ValueError: `new` does not have the shape of the selected tokens.
-    """
-    expected = list(values.shape)
-    expected[dim] = selection.index.shape[1]
-    if list(new.shape) != expected:
-        raise ValueError(f"{what} must return a tensor of shape {tuple(expected)} or None, not {tuple(new.shape)}")
+def put(values: torch.Tensor, new: torch.Tensor, selection: Selection, dim: int) -> torch.Tensor:
+    """Copy of `values` with the selected tokens replaced by `new`, which has one entry per selected token."""
     index, valid = selection.index.to(values.device), selection.valid.to(values.device)
     rows = torch.arange(len(index), device=values.device)[:, None].expand_as(index)
     changed = values.movedim(dim, 1).clone()

@@ -186,11 +186,6 @@ def _serve(tap: Tap, view: Any, batch: int, run: int) -> None:
         raise
     if new is None:
         return
-    if not isinstance(new, torch.Tensor) or new.shape != shown.shape:
-        got = f"a tensor of shape {tuple(new.shape)}" if isinstance(new, torch.Tensor) else f"{type(new).__name__}"
-        raise ValueError(
-            f"the hook at {tap.name} must return a tensor of shape {tuple(shown.shape)} or None, not {got}"
-        )
     location.put(view, location.hide(new.to(device=raw.device, dtype=raw.dtype), raw))
 
 
