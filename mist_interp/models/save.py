@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from mist_interp.core.files import write_atomic
 from mist_interp.models.film_checkpoint import wrapped
@@ -102,10 +103,16 @@ def shard(weights: dict[str, Tensor], max_bytes: int) -> dict[str, dict[str, Ten
 
 def described(policy: OpenVLAPolicy, dtype: torch.dtype) -> dict[str, Any]:
     """Content of `config.json`; the statistics have a file of their own."""
-    config = policy.config.to_dict()
-    config |= {"norm_stats": None, "dtype": str(dtype).removeprefix("torch."), "architectures": [type(policy).__name__]}
-    config.pop("_name_or_path", None)
-    return config
+    config = _specific(policy.config.to_dict())
+    config["text_config"] = _specific(config["text_config"])
+    dtype_name = str(dtype).removeprefix("torch.")
+    return {**config, "norm_stats": None, "dtype": dtype_name, "architectures": [type(policy).__name__]}
+
+
+def _specific(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what every configuration of transformers says."""
+    generic = PretrainedConfig().to_dict()
+    return {name: value for name, value in settings.items() if name not in generic or generic[name] != value}
 
 
 def save_processor(processor: Processor, folder: Path) -> None:
