@@ -115,6 +115,19 @@ def test_a_nan_edit_is_an_error_row(tmp_path: Path) -> None:
     assert "not finite (slow)" in rows[1]["error"]
 
 
+def test_without_a_detector_nothing_is_triggered_and_recovery_is_undefined(tmp_path: Path) -> None:
+    result = run(tmp_path, detector=None)
+    assert {row["triggered"] for row in result.folder.rows()} == {None}
+    recovery = result.summary()["arms"]["none"]["metrics"]["raw_recovery_rate"]
+    assert (recovery["value"], recovery["n"]) == (None, 0)
+
+
+def test_an_environment_in_which_something_crashed_is_replaced(tmp_path: Path) -> None:
+    FakeEnv.built.clear()
+    run(tmp_path, FakeVLA(crash_on=(1,)))
+    assert FakeEnv.built == [0, 0, 1, 2]
+
+
 def test_a_run_that_only_crashes_stops(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"10 episodes failed one after the other.*the policy crashed"):
         run(tmp_path, FakeVLA(crash_on=tuple(range(1, 100))))

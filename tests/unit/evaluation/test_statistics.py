@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import binom, binomtest, bootstrap
 from statsmodels.stats.multitest import multipletests
 
 from mist_interp.evaluation.statistics import (
     UNDEFINED,
+    bootstrap_interval,
     difference_estimate,
     holm,
     mcnemar_p,
@@ -163,3 +164,14 @@ def test_detectable_difference_is_none_when_pairs_are_too_few() -> None:
     assert smallest_detectable_difference(0, 0) is None
     assert smallest_detectable_difference(10, 1) is None
     assert smallest_detectable_difference(1000, 200) < smallest_detectable_difference(300, 60)
+
+
+def test_bca_agrees_with_scipy_where_every_task_is_one_unit() -> None:
+    skewed = np.random.default_rng(5).exponential(size=40) ** 2
+    ours = bootstrap_interval(
+        np.stack([skewed, np.ones(40)], axis=1), np.arange(40), lambda s: s[..., 0] / s[..., 1], draws=20_000
+    )
+    theirs = bootstrap((skewed,), np.mean, n_resamples=20_000, method="BCa", rng=0).confidence_interval
+    percentile = bootstrap((skewed,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    assert ours[:2] == pytest.approx((theirs.low, theirs.high), rel=0.02)
+    assert abs(ours[1] - percentile.high) > 3 * abs(ours[1] - theirs.high)
