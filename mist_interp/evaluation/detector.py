@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.activation_set import fingerprint, refuse_shared, start_states
+from mist_interp.data.capture import pool_tokens
 from mist_interp.data.records import Unit
 from mist_interp.probing.probe import Probe
 
@@ -92,9 +92,9 @@ class ProbeScore:
     def __call__(self, vla: Any, inputs: PolicyInputs) -> tuple[float, ActionChunk]:
         """Score of a batch of one, and the untouched policy's answer."""
         chunk, cache = vla.run_with_cache(inputs, names=[self.probe.site_], tokens=self.probe.tokens)
-        tokens = cache[self.probe.site_].detach().as_subclass(torch.Tensor)[0].float().cpu().numpy()
-        row = POOLING[self.probe.pool](tokens)
-        return float(self.probe.predict_proba(row[None])[0, self._place]), chunk
+        values = cache[self.probe.site_].detach().as_subclass(torch.Tensor)
+        rows = pool_tokens(values.float(), self.probe.pool).cpu().numpy()
+        return float(self.probe.predict_proba(rows)[0, self._place]), chunk
 
     def config(self) -> dict[str, Any]:
         """Everything that defines the score."""
@@ -109,12 +109,3 @@ class ProbeScore:
     def check_units(self, units: Iterable[Unit]) -> None:
         """See `Detector.check_units`."""
         refuse_shared(self.probe.trained_on_, start_states(units))
-
-
-POOLING: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean": lambda tokens: tokens.mean(axis=0),
-    "first": lambda tokens: tokens[0],
-    "last": lambda tokens: tokens[-1],
-    "flat": lambda tokens: tokens.reshape(-1),
-}
-"""How the selected tokens (tokens, width) become one row, as in the data that a probe is fitted on."""

@@ -3,14 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms import NoEdit, Query, Steer, fingerprint, random_direction
-from mist_interp.evaluation.detector import Detector
+from mist_interp.evaluation.detector import Detector, ProbeScore
 from mist_interp.evaluation.subject import model_facts, resolve_policy, weights_fingerprint
 from mist_interp.models.random import random_policy
 from mist_interp.steering.direction import SteeringDirection
@@ -130,6 +132,34 @@ def test_detectors_fire_from_the_threshold_on(vla: HookedVLA, inputs: PolicyInpu
     assert Detector(lambda v, i: 1e9, float("inf")).look(vla, inputs)[1] is False
     with pytest.raises(ValueError, match="NaN"):
         Detector(lambda v, i: float("nan"), 0.5).look(vla, inputs)
+
+
+class FittedProbe:
+    """What `ProbeScore` needs of a probe: the score is the mean of the row that it is given."""
+
+    site_ = Site("blocks.1.hook_resid_post")
+    tokens, pool, outputs_, trained_on_ = "action_read", "mean", ("failure", "contact"), frozenset({("s", 1, 2)})
+
+    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([rows.mean(axis=1), rows.max(axis=1)], axis=1)
+
+
+def test_a_probe_scores_the_unedited_pass_where_it_was_fitted(
+    vla: HookedVLA, inputs: PolicyInputs, direction: SteeringDirection
+) -> None:
+    detector = Detector(ProbeScore(FittedProbe(), "contact"), threshold=0.0)
+    score, _, clean = detector.look(vla, inputs)
+    _, cache = vla.run_with_cache(inputs, names=[("resid_post", 1)], tokens="action_read")
+    expected = float(cache["resid_post", 1].as_subclass(torch.Tensor)[0].mean(dim=0).max())
+    assert score == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(clean.values, vla(inputs).values)
+    assert detector.config()["output"] == "contact" and detector.config()["site"] == "blocks.1.hook_resid_post"
+    with pytest.raises(ValueError):
+        detector.check_units([Unit("s", 1, 2)])
+    with pytest.raises(ValueError, match="failure, contact"):
+        ProbeScore(FittedProbe())
+    with pytest.raises(UnknownName, match="contact"):
+        ProbeScore(FittedProbe(), "contacts")
 
 
 def test_model_facts_name_the_weights(vla: HookedVLA) -> None:
