@@ -1,0 +1,237 @@
+"""Can one see a collision coming in the activations of a policy, and does steering away from it help?
+
+The whole loop of the package on the shipped policy, in real LIBERO: rollouts with cached activations, a probe with its
+controls, a contrastive direction, and a paired evaluation of three arms. It is a demonstration: few episodes, wide
+intervals. Run it again to go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mist_interp import HookedVLA
+from mist_interp.cli.progress import ProgressDisplay, duration, print_summary
+from mist_interp.core.files import write_atomic
+from mist_interp.data import ActivationSet, Protocol, RolloutStore, collect_rollouts
+from mist_interp.evaluation import Detector, NoEdit, Steer, evaluate, random_direction
+from mist_interp.evaluation import Protocol as EvaluationProtocol
+from mist_interp.evaluation.detector import ProbeScore
+from mist_interp.evaluation.plan import make_plan, units_of
+from mist_interp.probing import Probe, ProbeReport, cross_validate
+from mist_interp.report import write_report
+from mist_interp.steering import SteeringDirection
+
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The main loop of mist_interp on the shipped policy: rollouts, probe, direction, paired evaluation, report."""
+
+    out: Path = Path("results/quickstart")
+    """Where everything goes. A run that was cut goes on from here."""
+
+    model: str = "mini"
+    """Policy: "mini" (ships with the package), a folder, or a Hub id."""
+
+    suite: str = "libero_spatial"
+    """LIBERO suite."""
+
+    tasks: tuple[int, ...] = tuple(range(10))
+    """Tasks of the suite."""
+
+    rollout_inits: tuple[int, ...] = field(default=tuple(range(30, 38)))
+    """Start states for the rollouts that probe and direction are fitted on."""
+
+    evaluation_inits: tuple[int, ...] = field(default=tuple(range(40, 43)))
+    """Start states for the evaluation; none may be among the others."""
+
+    target: str = "contact"
+    """What the probe foresees: "contact" (a forbidden contact within the next 18 control steps) or "failure"."""
+
+    layer: int | None = None
+    """Layer of the residual stream; default: the middle one."""
+
+    coef: float = -2.0
+    """Strength of the steering, in standard deviations along the direction; negative is away from the target."""
+
+    max_steps: int | None = None
+    """Step limit of an episode; default: the suite's."""
+
+    workers: int = 2
+    """Processes."""
+
+
+def main(settings: Settings) -> None:
+    """Run all steps; each explains itself."""
+    begun = time.monotonic()
+    console.print("[bold]mist_interp quickstart[/]: see a collision coming, steer away from it, count honestly.\n")
+
+    step(1, "The policy", "a real OpenVLA-OFT network, wrapped so that every activation has a name.")
+    vla = HookedVLA.from_pretrained(settings.model)
+    layer = settings.layer if settings.layer is not None else vla.cfg.n_layers // 2
+    site = vla.site(("resid_post", layer))
+    parameters = sum(p.numel() for p in vla.policy.parameters())
+    say(
+        f"{settings.model}: {parameters / 1e6:.1f} M parameters, {len(vla.sites())} named sites. We read and write {site}."
+    )
+
+    step(
+        2,
+        "Rollouts",
+        "the policy acts in LIBERO; at every query we keep what its action tokens look like at each layer.",
+    )
+    store = rollouts(settings)
+    describe_rollouts(store)
+
+    step(
+        3,
+        "A probe, with its controls",
+        f"can a linear read-out at this site foresee the target ({settings.target}) in a task it has never seen? "
+        "What counts is not its AUC but its margin over the same read-out on trivial inputs.",
+    )
+    probe = Probe(site, target=settings.target)
+    report = cross_validate(probe, store, min_episodes=5)
+    print_probe(report)
+    probe.fit(store)
+    probe.save(settings.out / "probe")
+    write_atomic(settings.out / "probe" / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
+
+    step(4, "A direction", "the mean difference between queries before the target and quiet ones, within each task.")
+    direction = contrast(settings, probe, store)
+    say(
+        f"{direction}. Cosine with the probe's own direction: {direction.cosine(probe.direction()):+.2f}; "
+        f"with a random one: {direction.cosine(SteeringDirection.random(direction, seed=0)):+.2f}."
+    )
+
+    step(
+        5,
+        "Does steering help?",
+        "three arms on the same start states, none of which was used above: nothing (the probe watches), the "
+        "direction, and a random direction of the same length as placebo. An arm must beat both to mean anything.",
+    )
+    evaluation = compare(settings, probe, store, direction)
+    print_summary(evaluation.summary(), console)
+    page = write_report(settings.out, title="mist_interp quickstart")
+    console.print(f"\nReport with films: [bold]{page}[/]   ({duration(time.monotonic() - begun)} in all)")
+
+
+def rollouts(settings: Settings) -> RolloutStore:
+    """Episodes with activations of every layer at the tokens that the action is read from."""
+    columns = (TextColumn("  {task.description}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        shown = bar.add_task("episodes", total=len(settings.tasks) * len(settings.rollout_inits))
+        return collect_rollouts(
+            settings.model,
+            settings.suite,
+            out=settings.out / "rollouts",
+            sites="resid_post",
+            tokens="action_read",
+            tasks=settings.tasks,
+            inits=settings.rollout_inits,
+            protocol=Protocol(max_steps=settings.max_steps),
+            workers=settings.workers,
+            on_progress=lambda progress: bar.update(shown, completed=progress.done),
+        )
+
+
+def describe_rollouts(store: RolloutStore) -> None:
+    """What came of them."""
+    episodes = store.episodes()
+    collided = sum(any(c["peak_force"] >= 1.0 for c in contacts) for contacts in episodes["contacts"])
+    say(
+        f"{len(episodes)} episodes, {int(episodes['n_queries'].sum())} queries; {episodes['success'].sum()} succeeded, "
+        f"{collided} had a forbidden contact of at least 1 N."
+    )
+
+
+def print_probe(report: ProbeReport) -> None:
+    """The probe and its controls, one row each."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in ("reads", "AUC", "95 % interval", "average precision", "Brier"):
+        table.add_column(column, justify="left" if column == "reads" else "right")
+    for row in report.scores:
+        interval = "–" if row.low is None else f"{row.low:.2f}–{row.high:.2f}"
+        note = " [dim](constant)[/]" if row.degenerate else ""
+        cells = [number(row.auc) + note, interval, number(row.average_precision), number(row.brier)]
+        table.add_row(f"[bold]{report.site}[/]" if row.reader == "probe" else row.reader, *cells)
+    console.print(table)
+    first, margin = report.scores[0], report.margins[0]
+    console.print(
+        f"[dim]{report.split}; {first.queries} queries, {100 * first.base_rate:.0f} % positive; "
+        f"{first.positive_episodes} episodes with, {first.negative_episodes} with negative queries; masked: "
+        f"{', '.join(f'{reason} {count}' for reason, count in report.masked.items())}[/]"
+    )
+    if margin.value is not None and margin.low is not None and margin.high is not None:
+        claim = "more than any control knows" if margin.low > 0 else "not shown to be more than the controls know"
+        span = f"{margin.value:+.2f} ({margin.low:+.2f} to {margin.high:+.2f})"
+        say(f"Margin over the best control ({margin.best_control}): [bold]{span}[/]: {claim}.")
+    for flag in report.flags:
+        say(f"[yellow]Note:[/] {flag}.")
+
+
+def contrast(settings: Settings, probe: Probe, store: RolloutStore) -> SteeringDirection:
+    """The contrastive direction; kept, so that a run that goes on steers along the very same vector."""
+    folder = settings.out / "direction"
+    if (folder / "direction.json").exists():
+        direction = SteeringDirection.load(folder)
+        if direction.trained_on == probe.trained_on_ and direction.site == probe.site_:
+            return direction
+    labels = probe.read(store).labels.values[:, 0]
+    rows = ActivationSet.read(store, probe.site_)
+    judged_on = make_plan(settings.suite, settings.tasks, settings.evaluation_inits, ["none"])
+    direction = SteeringDirection.from_contrast(
+        rows.where(labels == 1), rows.where(labels == 0), evaluation=units_of(judged_on)
+    )
+    direction.save(folder)
+    return direction
+
+
+def compare(settings: Settings, probe: Probe, store: RolloutStore, direction: SteeringDirection) -> Any:
+    """The paired evaluation; the probe watches every arm and fires on a tenth of the quiet queries."""
+    quiet = probe.read(store).labels.values[:, 0] == 0
+    threshold = float(np.quantile(probe.predict_proba(store)[quiet, 0], 0.9).round(3))
+    say(f"The probe fires from a probability of {threshold:.2f} on. Steering is live at all queries.")
+    with ProgressDisplay(console) as display:
+        return evaluate(
+            settings.model,
+            settings.suite,
+            [NoEdit(), Steer(direction, settings.coef), random_direction(direction, settings.coef, seed=1)],
+            out=settings.out,
+            tasks=settings.tasks,
+            inits=settings.evaluation_inits,
+            protocol=EvaluationProtocol(max_steps=settings.max_steps),
+            detector=Detector(ProbeScore(probe), threshold, "contact probe"),
+            videos="sample",
+            workers=settings.workers,
+            on_progress=display.show,
+        )
+
+
+def step(number: int, title: str, sentence: str) -> None:
+    """Headline of a step and what it does."""
+    console.print(f"\n[bold cyan]{number}  {title}[/]\n{sentence}")
+
+
+def say(sentence: str) -> None:
+    """One finding."""
+    console.print(f"[green]→[/] {sentence}")
+
+
+def number(value: float | None) -> str:
+    """Two digits, or a dash."""
+    return "–" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
