@@ -19,6 +19,8 @@ from rich.table import Table
 from mist_interp.evaluation.progress import ArmProgress, Progress
 
 PLAIN_EVERY_SECONDS = 30.0
+# What fits into 80 columns; the report has all of them.
+TERMINAL_METRICS = ("success_rate", "safe_success_rate", "collision_rate_1n", "collision_rate_10n", "raw_recovery_rate")
 
 
 class ProgressDisplay:
@@ -77,11 +79,11 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         console.print("no unit has finished in every arm yet")
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     labels = summary["labels"]
-    shown = [name for name in labels if not name.endswith("_steps")]
+    shown = [name for name in labels if name in TERMINAL_METRICS]
     for name in shown:
-        table.add_column(labels[name], justify="right")
+        table.add_column(labels[name], justify="right", no_wrap=True)
     for arm, facts in summary["arms"].items():
         table.add_row(arm, *(_cell(facts["metrics"][name]) for name in shown))
     console.print(table)
@@ -129,4 +131,4 @@ def _cell(estimate: Mapping[str, Any]) -> str:
     if estimate["value"] is None:
         return "–"
     value, low, high = (100 * estimate[end] for end in ("value", "low", "high"))
-    return f"{value:.1f} [dim]({low:.0f}–{high:.0f})[/]"
+    return f"{value:.0f} [dim]({low:.0f}–{high:.0f})[/]"
