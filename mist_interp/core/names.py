@@ -109,6 +109,11 @@ class Catalogue:
         """Full names of all sites."""
         return tuple(site.name for site in self.sites)
 
+    @cached_property
+    def _expanded(self) -> dict[str | Site, tuple[Site, ...]]:
+        """Answers that were given before: a closed loop asks the same at every query."""
+        return {}
+
     def one(self, key: SiteKey) -> Site:
         """The single site that `key` names.
 
@@ -130,6 +135,10 @@ class Catalogue:
             ValueError: nothing was asked for, or a site that this policy does not have.
         """
         single = isinstance(keys, str | Site) or _is_pair(keys) or not isinstance(keys, Iterable)
+        if single and isinstance(keys, str | Site):
+            if keys not in self._expanded:
+                self._expanded[keys] = tuple(sorted(set(self._expand(keys)), key=lambda site: site.order))
+            return self._expanded[keys]
         listed = [keys] if single else list(keys)  # type: ignore[arg-type]  # told apart above
         if not listed:
             raise ValueError("no site was named; an empty list would capture or edit nothing")

@@ -22,7 +22,7 @@ from typing import Any, overload
 import torch
 
 from mist_interp.core.actions import ActionChunk
-from mist_interp.core.axes import axis_of
+from mist_interp.core.axes import TokenAxis, axis_of
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site, SiteKey
@@ -202,11 +202,14 @@ class HookedVLA:
         layout, run = self.policy.layout(inputs), pick_run(self.policy, step)
         sites = pick_sites(self.catalogue, names, tokens, stop, layout)
         kept: dict[Site, Entry] = {}
+        axes: dict[tuple[str, int], TokenAxis] = {}
 
         def keep(site: Site, values: torch.Tensor) -> None:
             dim = token_dim(site)
-            axis = axis_of(site.hook.axis, layout, values.shape[dim], run)
-            values = values.detach()
+            kind, length = site.hook.axis, values.shape[dim]
+            if (kind, length) not in axes:
+                axes[kind, length] = axis_of(kind, layout, length, run)
+            axis, values = axes[kind, length], values.detach()
             # A copy, because the network may go on writing into its own memory.
             values = values.clone() if tokens is None else take(values, axis.select(tokens), dim)
             kept[site] = Entry(values.to(device=device, dtype=dtype).contiguous(), axis)

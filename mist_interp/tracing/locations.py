@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -39,10 +40,19 @@ class Location:
 
 def locate(site: Site, policy: Any) -> Location:
     """Place of a site in this policy's module tree."""
+    return locator(policy)(site)
+
+
+def locator(policy: Any) -> Callable[[Site], Location]:
+    """`locate` for many sites of one policy: its configuration is read once."""
+    return partial(_locate, policy.variant, policy.config.llm.num_attention_heads)
+
+
+@lru_cache(maxsize=8192)
+def _locate(variant: str, n_heads: int, site: Site) -> Location:
     layer = "" if site.layer is None else str(site.layer)
     block = f"language_model.model.layers.{layer}"
-    head = {"l1": "action_head.model", "diffusion": "action_head.noise_predictor.mlp_resnet"}.get(policy.variant, "")
-    n_heads = policy.config.llm.num_attention_heads
+    head = {"l1": "action_head.model", "diffusion": "action_head.noise_predictor.mlp_resnet"}.get(variant, "")
     match site.hook.pattern:
         case "vision.dino.blocks.{i}.hook_resid_post":
             return _outgoing(f"vision_backbone.featurizer.blocks.{layer}", _rows, _unrows)

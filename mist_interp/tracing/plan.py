@@ -17,7 +17,7 @@ from mist_interp.core.names import Catalogue, Site
 from mist_interp.core.selectors import Selector
 from mist_interp.tracing.edits import Edit
 from mist_interp.tracing.engine import Tap, Worker
-from mist_interp.tracing.locations import locate
+from mist_interp.tracing.locations import locator
 
 Keep = Callable[[Site, torch.Tensor], None]
 
@@ -69,19 +69,18 @@ def edit_workers(edits: Sequence[Edit], policy: Any, inputs: Any) -> list[Worker
     """One worker per edit, in the order in which edits at one place apply."""
     if not edits:
         return []
+    place = locator(policy)
     layout = policy.layout(inputs) if any(edit.tokens is not None for edit in edits) else None
     run = None if runs_per_query(policy) > 1 else 0
-    return [
-        Worker((Tap(str(edit.site), locate(edit.site, policy), partial(edit.apply, layout=layout)),), run)
-        for edit in edits
-    ]
+    return [Worker((Tap(str(edit.site), place(edit.site), partial(edit.apply, layout=layout)),), run) for edit in edits]
 
 
 def read_workers(sites: Sequence[Site], policy: Any, run: int, keep: Keep) -> list[Worker]:
     """One worker per stretch of the network; `sites` are in its order."""
+    place = locator(policy)
     chains: dict[str, list[Tap]] = {}
     for site in sites:
-        tap = Tap(str(site), locate(site, policy), partial(_keep, keep, site))
+        tap = Tap(str(site), place(site), partial(_keep, keep, site))
         chains.setdefault(_stretch(site), []).append(tap)
     repeated = {"llm": run, "head": run}
     return [Worker(taps, repeated.get(stretch, 0)) for stretch, taps in chains.items()]

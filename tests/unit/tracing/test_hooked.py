@@ -28,7 +28,7 @@ def test_stopping_early_skips_the_rest(vla, inputs):
 
 def test_a_site_after_the_stop_is_refused(vla, inputs):
     for names in (("resid_pre", 2), "resid_post", "ln_final.hook_normalized", "action_head.hook_in"):
-        with pytest.raises(ValueError, match="not computed before blocks.2.hook_resid_pre"):
+        with pytest.raises(ValueError, match=r"not computed before blocks\.2\.hook_resid_pre"):
             vla.run_with_cache(inputs, names=names, stop_at_layer=2)
     with pytest.raises(UnknownName, match="layer of resid_pre"):
         vla.run_with_cache(inputs, stop_at_layer=4)
