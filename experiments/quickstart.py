@@ -82,15 +82,10 @@ def main(settings: Settings) -> None:
     layer = settings.layer if settings.layer is not None else vla.cfg.n_layers // 2
     site = vla.site(("resid_post", layer))
     parameters = sum(p.numel() for p in vla.policy.parameters())
-    say(
-        f"{settings.model}: {parameters / 1e6:.1f} M parameters, {len(vla.sites())} named sites. We read and write {site}."
-    )
+    size = f"{parameters / 1e6:.1f} M parameters, {len(vla.sites())} named sites"
+    say(f"{settings.model}: {size}; we read and write {site}.")
 
-    step(
-        2,
-        "Rollouts",
-        "the policy acts in LIBERO; at every query we keep what its action tokens look like at each layer.",
-    )
+    step(2, "Rollouts", "the policy acts in LIBERO; at every query we keep its action tokens at every layer.")
     store = rollouts(settings)
     describe_rollouts(store)
 
