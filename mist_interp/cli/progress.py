@@ -95,7 +95,7 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         value, low, high = (100 * entry["difference"][end] for end in ("value", "low", "high"))
         console.print(
             f"[dim]{entry['arm']} against {entry['reference']}, {labels[entry['metric']]}:[/] "
-            f"{value:+.1f} points ({low:+.1f} to {high:+.1f}), p = {entry['p_holm']:.3f} (McNemar, Holm)"
+            f"{value:+.1f} points ({low:+.1f} to {high:+.1f}), p {_p_value(entry['p_holm'])} (McNemar, Holm)"
         )
 
 
@@ -132,3 +132,7 @@ def _cell(estimate: Mapping[str, Any]) -> str:
         return "–"
     value, low, high = (100 * estimate[end] for end in ("value", "low", "high"))
     return f"{value:.0f} [dim]({low:.0f}–{high:.0f})[/]"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -37,10 +37,10 @@ line-height: 1.3; } td.cell { text-align: center; border-bottom-color: var(--pap
 var(--paper); } .dot { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 8px; }
 .good { color: var(--good); } .bad { color: var(--bad); } .muted { color: var(--muted); } figure { margin: 14px
 0 8px; } figure svg { width: 100%; height: auto; display: block; } figcaption { color: var(--muted); font-size:
-12.5px; margin-top: 4px; max-width: 60em; } video { width: 100%; display: block; border: 1px solid
-var(--hairline); border-radius: 6px; } .film { margin: 20px 0 26px; } .film p { margin: 0 0 8px; font-size:
-13.5px; } details { margin: 10px 0; } summary { cursor: pointer; color: var(--muted); font-size: 13.5px; }
-th[data-sort] { cursor: pointer; } dl { display: grid; grid-template-columns: max-content 1fr; gap: 5px 22px;
+12.5px; margin-top: 4px; max-width: 60em; } video { width: 100%; display: block; cursor: pointer; } .film {
+margin: 20px 0 26px; } .film p { margin: 0 0 8px; font-size: 13.5px; } details { margin: 10px 0; } summary {
+cursor: pointer; color: var(--muted); font-size: 13.5px; } th[data-sort] { cursor: pointer; } dl { display:
+grid; grid-template-columns: max-content 1fr; gap: 5px 22px;
 margin: 12px 0; font-size: 13.5px; } dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 code, pre { font: 12px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; } pre { background:
 var(--wash); padding: 10px 14px; border-radius: 6px; overflow-x: auto; } @media print { body { padding: 0; }
