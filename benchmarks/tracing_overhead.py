@@ -1,9 +1,9 @@
 """What does it cost to read and to edit activations, against plain PyTorch hooks and plain nnsight?
 
-Every way answers the same query of the same policy in one run. The ways take turns, each is timed by the CPU time of the
-calling thread with one torch thread, and the table gives medians; ratios are against the plain network. Two policies:
-`mini` has the sizes of the shipped policy, `deep` the module tree of the published 7B model with hardly any arithmetic
-in it, so that what is left is the cost of tracing.
+Every way answers the same query of the same policy in one run. The ways take turns, each is timed by the CPU time of
+the calling thread with one torch thread, and the table gives medians; ratios are against the plain network. There are
+two policies: `mini` has the sizes of the shipped policy, `deep` the module tree of the published 7B model with hardly
+any arithmetic in it, so that what is left is the cost of tracing.
 
     python benchmarks/tracing_overhead.py [--repeats 40] [--policies mini deep] [--out FILE.json]
 """

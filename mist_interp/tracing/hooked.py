@@ -214,7 +214,9 @@ class HookedVLA:
             values = values.clone() if tokens is None else take(values, axis.select(tokens), dim)
             kept[site] = Entry(values.to(device=device, dtype=dtype).contiguous(), axis)
 
-        workers = edit_workers(self._live, self.policy, inputs) + read_workers(sites, self.policy, run, keep)
+        # An edit behind the stop has nothing to change in this forward.
+        live = [edit for edit in self._live if stop is None or edit.site.order < stop.order]
+        workers = edit_workers(live, self.policy, inputs) + read_workers(sites, self.policy, run, keep)
         stop_path = None if stop is None else locate(stop, self.policy).path
         out = self._engine.traced(partial(self.policy, inputs), workers, inputs.batch_size, stop_path)
         kept_tokens = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)

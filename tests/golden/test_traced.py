@@ -82,5 +82,17 @@ def test_read_out_and_state_by_name(load, case):
 
 
 @pytest.mark.parametrize("name", ["oft_l1", "openvla_base"])
+def test_vision_features_are_the_last_listed_blocks(load, name):
+    """Upstream reads each tower at its second-to-last block, without class and register tokens."""
+    fixture = golden(name)
+    _, cache = load(name).run_with_cache(inputs(name, 0), names=[("dino.resid_post", -1), ("siglip.resid_post", -1)])
+    for tower in ("dino", "siglip"):
+        patches = cache[f"{tower}.resid_post", -1].vision.flatten(2, 3)  # (batch, camera, patch, d)
+        for camera in range(patches.shape[1]):
+            recorded = fixture[f"case0.{tower}_features.{camera}"]
+            torch.testing.assert_close(patches[:, camera], recorded, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["oft_l1", "openvla_base"])
 def test_checks_hold(load, name):
     assert "bit-identical" in str(load(name).check(inputs(name, 0)))

@@ -1,7 +1,7 @@
 """Does the facade run what it is asked, stop where it is told, and say what it has?"""
 
 import time
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Catalogue
 from mist_interp.tracing import HookedVLA
 from mist_interp.tracing.checks import noise_inputs
+from mist_interp.tracing.engine import Engine, Tap, Worker
+from mist_interp.tracing.locations import Location
 
 
 def test_stopping_early_skips_the_rest(vla, inputs):
@@ -35,9 +37,19 @@ def test_a_site_after_the_stop_is_refused(vla, inputs):
     assert vla(inputs).values.shape == (2, 8, 7)
 
 
-def test_an_edit_after_the_stop_does_not_hurt(vla, inputs):
-    with vla.hooks((("mlp_out", 3), lambda x, site: x * 0)), pytest.raises(RuntimeError, match="never reached"):
-        vla.run_with_cache(inputs, names="embed", stop_at_layer=1)
+def test_an_edit_behind_the_stop_has_nothing_to_do(vla, inputs):
+    ran = []
+    with vla.hooks((("mlp_out", 3), lambda x, site: ran.append(3)), (("mlp_out", 0), lambda x, site: ran.append(0))):
+        vla.run_with_cache(inputs, names=("resid_pre", 1), stop_at_layer=2)
+    assert ran == [0]
+
+
+def test_a_place_that_the_network_never_reaches_is_an_error(vla, inputs):
+    idle = Location("language_model.lm_head", lambda view: view.output, lambda view, new: None)
+    worker = Worker((Tap("somewhere", idle, lambda values, run: None),), 0)
+    with pytest.raises(RuntimeError, match="somewhere was never reached"):
+        Engine(vla.policy).traced(lambda: vla.policy(inputs), [worker], 2)
+    assert vla(inputs).values.shape == (2, 8, 7)
 
 
 def test_names_in_any_form(vla, inputs):
@@ -179,7 +191,7 @@ def test_every_registered_name_has_a_place(vla):
     depths = {"dino": 2, "siglip": 2, "llm": 2, "head": 2}
     assert {site.hook for site in Catalogue(depths).sites} == set(HOOKS)
     with pytest.raises(NotImplementedError):
-        locate(SimpleNamespace(hook=SimpleNamespace(pattern="odd"), layer=None), vla.policy)
+        locate(Mock(hook=Mock(pattern="odd"), layer=None), vla.policy)
 
 
 def test_checks_pass_on_every_variant(make_vla):
