@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.libero.packages import load_simulator, silenced
 from mist_interp.libero.suite import SETTLING_STEPS, Task
 
@@ -18,8 +19,8 @@ load_simulator()
 
 import mujoco  # noqa: E402
 
-from mist_interp.libero.contacts import ContactEvent, ContactMonitor, ContactSample  # noqa: E402
 from mist_interp.libero.bodies import BodyClasses  # noqa: E402
+from mist_interp.libero.contacts import ContactEvent, ContactMonitor, ContactSample  # noqa: E402
 from mist_interp.libero.fork import Fork  # noqa: E402
 from mist_interp.libero.observation import Sample, SamplingClock  # noqa: E402
 from mist_interp.libero.placement import FixturePlacement  # noqa: E402
@@ -87,8 +88,16 @@ class LiberoEnv:
         if not 0 <= init_state < len(states):
             raise IndexError(f"init_state={init_state}: task {self.task.name!r} has states 0..{len(states) - 1}")
         self._placement.apply(init_state)
+        self._libero.env.sim.set_state_from_flattened(states[init_state])
+        self._settle(init_state)
+
+    def reset_sampled(self, seed: int) -> None:
+        """Start from a scene drawn as LIBERO draws its initial states, and settle: for training, never for evaluation."""
+        self._placement.sample(seed)
+        self._settle(None)
+
+    def _settle(self, init_state: int | None) -> None:
         with silenced():
-            self._libero.env.sim.set_state_from_flattened(states[init_state])
             self._libero.env.sim.forward()
             self._libero.env._check_success()
             self._libero.env._post_process()
@@ -179,6 +188,28 @@ class LiberoEnv:
     def monitor(self) -> ContactMonitor:
         """The contact monitor of the running episode."""
         return self._monitor
+
+    # The simulator's state, for experts and labels ----------------------------------------------------------------
+
+    def body_of(self, name: str) -> int:
+        """MuJoCo body id of a movable object or fixture.
+
+        Raises:
+            UnknownName: the task has no such object.
+        """
+        bodies = self._libero.env.obj_body_id
+        if name not in bodies:
+            raise UnknownName("object", name, bodies)
+        return bodies[name]
+
+    def robot_pose(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
+        """Position (m) and rotation matrix of the end effector, world axes, as the physics has it now."""
+        return self.data.site_xpos[self._eef_site].copy(), self.data.site_xmat[self._eef_site].reshape(3, 3).copy()
+
+    def finger_gap(self) -> float:
+        """Distance between the fingers in m (0.08 = open)."""
+        left, right = self.data.qpos[self._fingers]
+        return float(left - right)
 
     # Forking -----------------------------------------------------------------------------------------------------
 

@@ -42,20 +42,26 @@ class FixturePlacement:
             self._reset(earlier)
         self._reset(episode)
 
+    def sample(self, seed: int) -> None:
+        """Draw a new scene, objects included, from the distribution that LIBERO's initial states were drawn from."""
+        with _own_generator(), silenced():
+            np.random.seed(seed)  # noqa: NPY002
+            self._reset_without_reloading(loads=1)
+
     def _reset(self, episode: int) -> None:
-        model = self._env.sim.model._model
-        model.body_pos[:], model.body_quat[:] = self._pristine
-        self._env.object_property_initializers[:] = self._samplers * (episode + 2)
         with _own_generator(), silenced():
             np.random.set_state(self._generators[episode])  # noqa: NPY002
-            self._reset_without_reloading()
+            self._reset_without_reloading(loads=episode + 2)
             if len(self._generators) == episode + 1:
                 self._generators.append(np.random.get_state())  # noqa: NPY002
 
-    def _reset_without_reloading(self) -> None:
-        """What a hard reset does after it has compiled the model."""
+    def _reset_without_reloading(self, loads: int) -> None:
+        """What a hard reset does after it has compiled the model for the ``loads``-th time."""
         from robosuite.utils.errors import RandomizationError
 
+        model = self._env.sim.model._model
+        model.body_pos[:], model.body_quat[:] = self._pristine
+        self._env.object_property_initializers[:] = self._samplers * loads
         while True:
             self._env.sim.reset()
             self._env.sim.forward()

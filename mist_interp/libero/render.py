@@ -164,9 +164,7 @@ def _cluster(points: Float[np.ndarray, "n 3"], cell: float) -> Int[np.ndarray, "
 
 
 def _shrink_texture(model: Any, texture: int, longest: int) -> None:
-    width, height, channels = (
-        int(field[texture]) for field in (model.tex_width, model.tex_height, model.tex_nchannel)
-    )
+    width, height, channels = (int(field[texture]) for field in (model.tex_width, model.tex_height, model.tex_nchannel))
     factor = 1
     while max(width, height) // factor > longest and width % (2 * factor) == 0 and height % (2 * factor) == 0:
         factor *= 2
