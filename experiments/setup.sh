@@ -81,7 +81,7 @@ _build_environment() {
     _say "making the virtual environment .venv with $("$python" --version)"
     "$python" -m venv "$VENV" || _stop "could not make $VENV; remove it and try again"
   fi
-  local pip=("$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check)
+  local pip=("$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check --use-pep517)
   # torch goes first, in a command of its own: a resolver that sees everything at once may trade this build for another one.
   _say "1/3 installing ${TORCH:=torch==2.13.0} (a few minutes on the first time)"
   "${pip[@]}" "$TORCH" || _stop "pip could not install $TORCH"

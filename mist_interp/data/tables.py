@@ -24,7 +24,8 @@ from mist_interp.data.records import Array, ContactRecord, EpisodeRecord, QueryR
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
-_FLOATS = pa.list_(pa.float32())
+# Full precision, so that an episode can be replayed bit for bit from its record.
+_FLOATS = pa.list_(pa.float64())
 _MATRIX = pa.list_(_FLOATS)
 
 EPISODE_SCHEMA = pa.schema(
@@ -77,8 +78,8 @@ QUERY_SCHEMA = pa.schema(
         ("scores", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
         ("edits", pa.list_(pa.string())),
         ("state_hash", pa.string()),
-        ("seconds_observe", pa.float32()),
-        ("seconds_act", pa.float32()),
+        ("seconds_observe", pa.float64()),
+        ("seconds_act", pa.float64()),
     ]
 )
 
@@ -187,10 +188,10 @@ def read_episode(
             QueryRecord(
                 index=row["query"],
                 step=row["step"],
-                chunk=np.asarray(row["chunk"], dtype=np.float32),
-                executed=np.asarray(row["executed"], dtype=np.float32),
-                robot_state=np.asarray(row["robot_state"], dtype=np.float32),
-                objects={item["name"]: np.asarray(item["pose"], dtype=np.float32) for item in row["objects"]},
+                chunk=np.asarray(row["chunk"], dtype=np.float64),
+                executed=np.asarray(row["executed"], dtype=np.float64),
+                robot_state=np.asarray(row["robot_state"], dtype=np.float64),
+                objects={item["name"]: np.asarray(item["pose"], dtype=np.float64) for item in row["objects"]},
                 activations={name: values[number] for name, values in activations.items()},
                 scores={item["name"]: item["value"] for item in row["scores"]},
                 edits=tuple(row["edits"]),

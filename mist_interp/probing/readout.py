@@ -161,7 +161,10 @@ def estimator_from_config(config: Mapping[str, Any]) -> Estimator:
     """
     if config["kind"] not in LINEAR:
         raise UnknownName("estimator", config["kind"], LINEAR)
-    made: Estimator = LINEAR[config["kind"]](**config["settings"])
+    settings = dict(config["settings"])
+    if isinstance(settings.get("class_weight"), dict):  # JSON turns the labels into text
+        settings["class_weight"] = {float(label): weight for label, weight in settings["class_weight"].items()}
+    made: Estimator = LINEAR[config["kind"]](**settings)
     return made
 
 
