@@ -1,11 +1,12 @@
 """Which demonstrations does the small policy learn from?
 
-Scenes are drawn anew from the distribution of LIBERO's initial states; none of the 50 published initial states of a task is
-used, so all of them stay free for evaluation. Two drivers:
+Scenes are drawn anew from the distribution of LIBERO's initial states; none of the 50 published initial states of a
+task is used, so all of them stay free for evaluation. Two drivers:
 
 - ``expert``: the scripted expert drives, with noise on what is executed and none on what is recorded (DART);
-- a policy folder: the policy drives and the expert labels the visited states with what it would do for the next eight
-  steps, computed on a fork of the simulator (DAgger). Some chunks are driven by the expert, so that late phases are seen.
+- a policy folder: the policy drives and the expert labels the visited states with what it would do for the next
+  eight steps, computed on a fork of the simulator (DAgger). Some chunks are driven by the expert, so that late phases
+  are seen.
 
 One file per episode; the same command goes on where it stopped.
 

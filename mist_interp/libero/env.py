@@ -1,7 +1,7 @@
 """How does a policy act in a LIBERO task?
 
-:class:`LiberoEnv` runs one task: reset to an initial state as the OpenVLA-OFT protocol does, look, step, fork. Physics and
-observations are LIBERO's, bit for bit; pictures are drawn only when :meth:`LiberoEnv.observe` is called.
+:class:`LiberoEnv` runs one task: reset to an initial state as the OpenVLA-OFT protocol does, look, step, fork.
+Physics and observations are LIBERO's, bit for bit; pictures are drawn only when :meth:`LiberoEnv.observe` is called.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class LiberoEnv:
         self._settle(init_state)
 
     def reset_sampled(self, seed: int) -> None:
-        """Start from a scene drawn as LIBERO draws its initial states, and settle: for training, never for evaluation."""
+        """Start from a scene drawn as LIBERO draws its initial states, and settle: for training, not evaluation."""
         self._placement.sample(seed)
         self._settle(None)
 

@@ -1,9 +1,9 @@
 """How would somebody who sees the simulator's state put the bowl on the plate?
 
-A scripted expert for libero_spatial. It has no memory and no clock: each action is a function of what a policy can see
-too (where hand, bowl and plate are, how wide the fingers are apart), so a policy without memory can imitate it. Every
-switch has a wide margin and a direction: near the rim the hand keeps sinking while the fingers close, over the plate the
-bowl keeps sinking while they open. Heights are funnels over the horizontal distance rather than phases.
+A scripted expert for libero_spatial. It has no memory and no clock: each action is a function of what a policy can
+see too (where hand, bowl and plate are, how wide the fingers are apart), so a policy without memory can imitate it.
+Every switch has a wide margin and a direction: near the rim the hand keeps sinking while the fingers close, over the
+plate the bowl keeps sinking while they open. Heights are funnels over the horizontal distance rather than phases.
 """
 
 from dataclasses import dataclass

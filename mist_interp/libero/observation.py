@@ -1,10 +1,10 @@
 """What does the policy see, and of which moment?
 
-LIBERO samples every observable once per control step, on a clock of its own: floating-point time is added up sub-step by
-sub-step and an observable is read at the first sub-step of a new sampling period. Depending on the phase left by the
-reset, the "observation after step t" shows the kinematics of one sub-step up to a whole control step earlier. A policy
-trained on LIBERO's data has only ever seen such observations, so the clock is reproduced to the last bit here instead
-of being tidied away. Images are rendered only when somebody looks, from the sampled joint positions.
+LIBERO samples every observable once per control step, on a clock of its own: floating-point time is added up sub-step
+by sub-step and an observable is read at the first sub-step of a new sampling period. Depending on the phase left by
+the reset, the "observation after step t" shows the kinematics of one sub-step up to a whole control step earlier. A
+policy trained on LIBERO's data has only ever seen such observations, so the clock is reproduced to the last bit here
+instead of being tidied away. Images are rendered only when somebody looks, from the sampled joint positions.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ class Sample:
         gripper_qpos: finger joint positions in m at the *end* of that sub-step.
     """
 
-    qpos: Float[np.ndarray, "nq"]
+    qpos: Float[np.ndarray, " nq"]
     gripper_qpos: Float[np.ndarray, "2"]
 
 

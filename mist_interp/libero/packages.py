@@ -1,8 +1,8 @@
 """Which simulator is installed, how does it render, and how is it kept quiet?
 
-Everything that must happen *before* MuJoCo, robosuite and LIBERO are imported lives here: the GL backend is chosen, the
-MuJoCo version is checked, and the banners that those packages print are swallowed. All other files of this folder import
-the simulator through :func:`load_simulator`.
+Everything that must happen *before* MuJoCo, robosuite and LIBERO are imported lives here: the GL backend is chosen,
+the MuJoCo version is checked, and the banners that those packages print are swallowed. All other files of this folder
+import the simulator through :func:`load_simulator`.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class SimulatorMissing(ImportError):
 def choose_gl_backend() -> str:
     """Set ``MUJOCO_GL`` unless the user did, and return it.
 
-    OSMesa is preferred over EGL when there is no GPU: the pictures agree and EGL prints tracebacks when it exits on a CPU.
+    OSMesa is preferred over EGL when there is no GPU: the pictures agree, and on a CPU EGL prints tracebacks at exit.
 
     Raises:
         SimulatorMissing: neither library is on the system; the message holds the command that installs one.

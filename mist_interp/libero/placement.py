@@ -1,10 +1,10 @@
 """Where do the fixtures stand in episode number i?
 
-LIBERO's initial states hold joint positions, but cabinets, stoves and racks have no joints: every ``env.reset()`` draws their
-place anew from numpy's global generator, which the protocol seeds once per task (``env.seed(0)``). Episode i therefore
-shows the i-th draw. This file replays those draws without reloading the model, and without touching the caller's
-generator. LIBERO also appends its drawer and stove samplers once more at every reload, so the number of draws grows with
-i; that is reproduced too.
+LIBERO's initial states hold joint positions, but cabinets, stoves and racks have no joints: every ``env.reset()``
+draws their place anew from numpy's global generator, which the protocol seeds once per task (``env.seed(0)``).
+Episode i therefore shows the i-th draw. This file replays those draws without reloading the model, and without
+touching the caller's generator. LIBERO also appends its drawer and stove samplers once more at every reload, so the
+number of draws grows with i; that is reproduced too.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class FixturePlacement:
             self._generators = [np.random.get_state()]  # noqa: NPY002
 
     def apply(self, episode: int) -> None:
-        """Leave the environment as the reset before episode ``episode`` (0 first) leaves it, solver warm start included."""
+        """Leave the environment as the reset before this episode (0 first) leaves it, solver warm start included."""
         for earlier in range(len(self._generators) - 1, episode):
             self._reset(earlier)
         self._reset(episode)

@@ -5,8 +5,8 @@ On a CPU the 300,000 triangles of the visual meshes cost more than the pixels. T
 ``faithful``
     pixel-equal to LIBERO's own observation.
 ``fast``
-    no reflections, no multisampling, visual meshes thinned by vertex clustering. For the shipped small policy only; every
-    result names its profile.
+    no reflections, no multisampling, visual meshes thinned by vertex clustering. For the shipped small policy only;
+    every result names its profile.
 
 Only the renderer's *copy* of the model is thinned; physics never sees it.
 """
@@ -89,9 +89,9 @@ class Renderer:
         self._data = mujoco.MjData(model)
 
     def draw(
-        self, qpos: Float[np.ndarray, "nq"], camera: str, height: int, width: int
+        self, qpos: Float[np.ndarray, " nq"], camera: str, height: int, width: int
     ) -> UInt8[np.ndarray, "height width 3"]:
-        """Draw one camera at the given joint positions, in OpenGL's order (first row at the bottom), as LIBERO stores it."""
+        """Draw one camera at the given joint positions; first row at the bottom, as LIBERO stores it."""
         self._gl.make_current()
         self._data.qpos[:] = qpos
         mujoco.mj_kinematics(self.model, self._data)
@@ -151,7 +151,7 @@ def _thin_mesh(model: Any, mesh: int, cell: float) -> None:
     model.mesh_facenum[mesh] = len(survivors)
 
 
-def _cluster(points: Float[np.ndarray, "n 3"], cell: float) -> Int[np.ndarray, "n"]:
+def _cluster(points: Float[np.ndarray, "n 3"], cell: float) -> Int[np.ndarray, " n"]:
     """For each point the index of the point that represents its grid cell."""
     keys = np.floor((points - points.min(axis=0)) / cell).astype(np.int64)
     _, group = np.unique(keys, axis=0, return_inverse=True)
