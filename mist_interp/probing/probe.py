@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import SiteKey
 from mist_interp.core.provenance import provenance
 from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared, start_states, unit_of_episode
@@ -142,11 +143,14 @@ class Probe:
         """The probe's weight vector as a direction at the same site and tokens, towards a higher score.
 
         Raises:
+            UnknownName: the target has no such output.
             ValueError: the classifier is not linear, or `output` must be named because there are several.
         """
         readout = self.fitted[PROBE]
         if output is None and len(self.outputs_) > 1:
             raise ValueError(f"name one of the outputs {', '.join(self.outputs_)}")
+        if output is not None and output not in self.outputs_:
+            raise UnknownName("output of this probe", output, self.outputs_)
         place = 0 if output is None else self.outputs_.index(output)
         weights, sigma = readout.weights(place), self.sigma_[place]
         return SteeringDirection.of_length(
