@@ -141,7 +141,7 @@ class ProbeReport:
         for column in ("best_control", "value", "low", "high"):
             name = column if column == "best_control" else f"margin_{column}".removesuffix("_value")
             values = {margin.output: getattr(margin, column) for margin in self.margins}
-            frame[name] = [values[row.output] if row.reader == PROBE else None for row in frame.itertuples(index=False)]
+            frame[name] = [values[score.output] if score.reader == PROBE else None for score in self.scores]
         return frame
 
     def to_dict(self) -> dict[str, Any]:
