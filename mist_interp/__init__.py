@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mist_interp.core.inputs import PolicyInputs as PolicyInputs
     from mist_interp.core.layout import TokenLayout as TokenLayout
     from mist_interp.core.names import Site as Site
+    from mist_interp.probing.probe import Probe as Probe
+    from mist_interp.steering.direction import SteeringDirection as SteeringDirection
     from mist_interp.tracing.cache import ActivationCache as ActivationCache
     from mist_interp.tracing.hooked import HookedVLA as HookedVLA
 
@@ -23,6 +25,8 @@ _HOMES = {
     "ActionChunk": "mist_interp.core.actions",
     "Site": "mist_interp.core.names",
     "TokenLayout": "mist_interp.core.layout",
+    "Probe": "mist_interp.probing.probe",
+    "SteeringDirection": "mist_interp.steering.direction",
 }
 __all__ = list(_HOMES)
 

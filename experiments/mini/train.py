@@ -185,7 +185,7 @@ def work(rank: int, arguments: Arguments, meeting: str) -> None:
     console = Console(quiet=rank > 0)
     arguments.out.mkdir(parents=True, exist_ok=True)
     state_file = arguments.out / "training.pt"
-    saved = torch.load(state_file, weights_only=False) if state_file.exists() else None
+    saved = torch.load(state_file, weights_only=True) if state_file.exists() else None
     data = Demonstrations(arguments.demos)
     data.refresh()
     tokenizer, vocabulary = word_tokenizer()
