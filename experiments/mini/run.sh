@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# The small policy from nothing, one command. Every stage goes on where it was cut; finished stages are skipped.
+#   bash experiments/mini/run.sh                  all stages, in this order
+#   bash experiments/mini/run.sh evaluate         only these: demonstrations train dagger continue expert evaluate ship
+#
+#   RUN=runs/mini           folder of demonstrations, policies and results
+#   PROCESSES=2             processes of each stage
+#   EPISODES=40             demonstrations of the expert per task
+#   DAGGER_EPISODES=15      episodes per task that the policy drives and the expert labels
+#   MINUTES=60              training before DAgger
+#   ALL_MINUTES=180         training in all
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source experiments/setup.sh
+RUN=${RUN:-runs/mini} PROCESSES=${PROCESSES:-2} EPISODES=${EPISODES:-40} DAGGER_EPISODES=${DAGGER_EPISODES:-15}
+MINUTES=${MINUTES:-60} ALL_MINUTES=${ALL_MINUTES:-180}
+SCRIPTS=experiments/mini
+STAGES=(demonstrations train dagger continue expert evaluate)
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+
+# PROCESSES copies of a command, each with its share of the work; fails if one of them fails.
+in_shards() {
+  local pids=() shard
+  for ((shard = 0; shard < PROCESSES; shard++)); do
+    "$VENV_PYTHON" "$@" --shard "$shard/$PROCESSES" &
+    pids+=($!)
+  done
+  for shard in "${pids[@]}"; do wait "$shard"; done
+}
+
+demonstrations() {
+  in_shards $SCRIPTS/demonstrations.py --out "$RUN/demos" --episodes "$EPISODES"
+}
+
+train() {
+  "$VENV_PYTHON" $SCRIPTS/train.py --demos "$RUN/demos" --out "$RUN/policy" --minutes "$MINUTES" --workers "$PROCESSES"
+  # DAgger must be driven by one policy, also when it is cut and continued; training goes on in the other folder.
+  rm -rf "$RUN/first" && cp -r "$RUN/policy/checkpoint" "$RUN/first"
+}
+
+dagger() {
+  in_shards $SCRIPTS/demonstrations.py --out "$RUN/dagger" --episodes "$DAGGER_EPISODES" --first-seed 20000 \
+    --policy "$RUN/first"
+}
+
+continue_training() {
+  "$VENV_PYTHON" $SCRIPTS/train.py --demos "$RUN/demos" "$RUN/dagger" --out "$RUN/policy" --minutes "$ALL_MINUTES" \
+    --workers "$PROCESSES"
+}
+
+expert() {
+  in_shards $SCRIPTS/expert_table.py --out "$RUN/results/expert"
+}
+
+evaluate() {
+  "$VENV_PYTHON" $SCRIPTS/training_table.py --demos "$RUN/demos" "$RUN/dagger" --policy "$RUN/policy"
+  "$VENV_PYTHON" $SCRIPTS/evaluate.py --model "$RUN/policy/checkpoint" --out "$RUN/results" --workers "$PROCESSES"
+}
+
+# Not part of the default: replaces the policy that the package ships by this one. Its card must then be filled anew.
+ship() {
+  rm -f mist_interp/models/mini/*.{json,safetensors,pt}
+  cp "$RUN"/policy/checkpoint/*.{json,safetensors,pt} mist_interp/models/mini/
+}
+
+mkdir -p "$RUN"
+for stage in "${@:-${STAGES[@]}}"; do
+  case $stage in
+    demonstrations | train | dagger | expert | evaluate | ship) command=$stage ;;
+    continue) command=continue_training ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} ship" ;;
+  esac
+  if [ -e "$RUN/.$stage-done" ]; then
+    _say "$stage: done before (remove $RUN/.$stage-done to run it again)"
+    continue
+  fi
+  _say "$stage"
+  $command
+  [ "$stage" = ship ] || touch "$RUN/.$stage-done"
+done
