@@ -27,7 +27,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
     assert len(blocks) == 2
     for number, block in enumerate(blocks):
-        exec(compile(block, f"README.md, block {number}", "exec"), names)
+        exec(compile(block, f"README.md, block {number}", "exec", dont_inherit=True), names)
     names["env"].close()
 
     width, chunk = names["vla"].cfg.d_model, names["vla"].cfg.chunk

@@ -55,7 +55,7 @@ def fill(page: Path, measured: Mapping[str, str]) -> list[str]:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; the first column is right-aligned if all of it are numbers."""
-    numbers = all(str(row[0]).isdigit() for row in rows)
+    numbers = all(str(row[0]).isdigit() or row[0] == "" for row in rows)
     rule = ["---:" if numbers else "---", *["---"] * (len(heads) - 1)]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (heads, rule, *rows))
 

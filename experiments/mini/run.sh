@@ -5,15 +5,15 @@
 #
 #   RUN=runs/mini           folder of demonstrations, policies and results
 #   PROCESSES=2             processes of each stage
-#   EPISODES=40             demonstrations of the expert per task
-#   DAGGER_EPISODES=15      episodes per task that the policy drives and the expert labels
-#   MINUTES=60              training before DAgger
-#   ALL_MINUTES=180         training in all
+#   EPISODES=42             demonstrations of the expert per task
+#   DAGGER_EPISODES=7       episodes per task that the policy drives and the expert labels
+#   MINUTES=20              training before DAgger
+#   ALL_MINUTES=60          training in all
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source experiments/setup.sh
-RUN=${RUN:-runs/mini} PROCESSES=${PROCESSES:-2} EPISODES=${EPISODES:-40} DAGGER_EPISODES=${DAGGER_EPISODES:-15}
-MINUTES=${MINUTES:-60} ALL_MINUTES=${ALL_MINUTES:-180}
+RUN=${RUN:-runs/mini} PROCESSES=${PROCESSES:-2} EPISODES=${EPISODES:-42} DAGGER_EPISODES=${DAGGER_EPISODES:-7}
+MINUTES=${MINUTES:-20} ALL_MINUTES=${ALL_MINUTES:-60}
 SCRIPTS=experiments/mini
 STAGES=(demonstrations train dagger continue expert evaluate)
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT

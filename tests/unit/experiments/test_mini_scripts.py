@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mist_interp.core.actions import ActionChunk
@@ -45,6 +45,7 @@ def test_only_marked_places_change(tmp_path: Path) -> None:
     assert card.fill(page, {"else": "x"}) == [] and page.read_text() == expected
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.text(alphabet="ab|\\ \n", min_size=1), st.text(alphabet="cd\\1 \n", min_size=1))
 def test_filling_again_replaces_what_was_filled(first: str, second: str) -> None:
     import tempfile
@@ -57,6 +58,11 @@ def test_filling_again_replaces_what_was_filled(first: str, second: str) -> None
         assert card.places(page) == {"n": first.strip(), "m": "y"}
         card.fill(page, {"n": second})
         assert card.places(page) == {"n": second.strip(), "m": "y"}
+
+
+def test_numbers_are_right_aligned() -> None:
+    card = script("card")
+    assert card.table(["task", "x"], [[3, "a"], ["", "b"]]) == "| task | x |\n| ---: | --- |\n| 3 | a |\n|  | b |"
 
 
 def test_shares_have_wilson_intervals() -> None:
