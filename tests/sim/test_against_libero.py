@@ -1,0 +1,118 @@
+"""Is an episode of LiberoEnv LIBERO's own, to the last bit, and does a fork replay?"""
+
+import numpy as np
+import pytest
+
+from mist_interp.libero.env import LiberoEnv
+from mist_interp.libero.expert import Expert
+from mist_interp.libero.packages import silenced
+from mist_interp.libero.suite import LiberoSuite
+
+pytestmark = pytest.mark.sim
+
+SETTLE = [0, 0, 0, 0, 0, 0, -1]
+
+
+def random_action(rng):
+    return np.append(rng.uniform(-1, 1, 6) * (1, 1, 1, 0.3, 0.3, 0.3) - (0, 0, 0.2, 0, 0, 0), rng.choice([-1, 1]))
+
+
+@pytest.fixture(scope="module")
+def task():
+    return LiberoSuite("libero_spatial").tasks[4]  # a drawer: fixtures, joints and samplers that pile up
+
+
+@pytest.fixture(scope="module")
+def env(task):
+    env = LiberoEnv(task, profile="faithful")
+    yield env
+    env.close()
+
+
+def test_two_episodes_equal_liberos_own(task, env):
+    from libero.libero.envs import OffScreenRenderEnv
+
+    with silenced():
+        reference = OffScreenRenderEnv(bddl_file_name=str(task.bddl), camera_heights=256, camera_widths=256)
+
+    def current():
+        reference.sim._render_context_offscreen.gl_ctx.make_current()
+
+    reference.seed(0)
+    resets = 0
+    for init_state in (0, 2):
+        while resets <= init_state:
+            with silenced():
+                reference.reset()
+            resets += 1
+        current()
+        seen = reference.set_init_state(task.init_states[init_state])
+        for _ in range(10):
+            current()
+            seen = reference.step(SETTLE)[0]
+        env.reset(init_state)
+        rng = np.random.default_rng(init_state)
+        for step in range(16):
+            ours = env.observe() if step % 8 == 0 else env.proprioception()
+            assert {"robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "plate_1_pos"} <= set(ours)
+            for name, value in ours.items():
+                np.testing.assert_array_equal(value, seen[name], err_msg=f"{name}, episode {init_state}, step {step}")
+            action = random_action(rng)
+            current()
+            seen, _, done, _ = reference.step(action)
+            assert env.step(action).success == bool(done)
+            np.testing.assert_array_equal(env.data.qpos, reference.sim.data.qpos)
+            np.testing.assert_array_equal(env.data.qvel, reference.sim.data.qvel)
+    reference.close()
+
+
+def test_a_fork_replays_bit_for_bit(env):
+    env.reset(1)
+    rng = np.random.default_rng(0)
+    actions = [random_action(rng) for _ in range(24)]
+    for action in actions[:8]:
+        env.step(action)
+    fork, start = env.save(), env.state_hash()
+    futures = []
+    for _ in range(2):
+        env.restore(fork)
+        assert env.state_hash() == start
+        futures.append([(env.step(action), env.state_hash())[1] for action in actions[8:]])
+    assert futures[0] == futures[1]
+    assert len(set(futures[0])) == len(actions) - 8
+    env.restore(fork)
+    env.step(-actions[8])
+    assert env.state_hash() != futures[0][0]
+
+
+def test_bad_input_is_refused(env):
+    with pytest.raises(IndexError, match=r"0\.\.49"):
+        env.reset(50)
+    env.reset(0)
+    with pytest.raises(ValueError, match="7 finite numbers"):
+        env.step(np.zeros(6))
+    with pytest.raises(ValueError, match="7 finite numbers"):
+        env.step(np.full(7, np.nan))
+
+
+@pytest.mark.parametrize("index", [0, 5, 9])
+def test_the_expert_puts_the_bowl_on_the_plate(index):
+    task = LiberoSuite("libero_spatial").tasks[index]
+    env = LiberoEnv(task)
+    env.reset(7)
+    expert = Expert(env)
+    assert any(env.step(expert.act()).success for _ in range(task.max_steps))
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+def test_every_task_of_a_suite_has_its_states_and_the_first_one_steps(name):
+    suite = LiberoSuite(name)
+    assert len(suite) == 10
+    for task in suite.tasks:
+        assert task.n_init_states == 50 and task.bddl.exists() and task.instruction
+    env = LiberoEnv(suite.tasks[0])
+    env.reset(0)
+    assert not env.step(np.array([0.2, 0, 0, 0, 0, 0, -1])).success
+    assert env.observe()["agentview_image"].std() > 10
+    env.close()
