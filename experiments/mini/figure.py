@@ -131,7 +131,9 @@ def scores(axis: Axes, run: Run, unit: Unit, arms: list[str], colours: dict[str,
     for arm in arms:
         queries, row = run.queries(arm, unit), run.row(arm, unit)
         assert row is not None
-        axis.plot(queries["step"], queries["score"], color=colours[arm], marker="o", markersize=3, label=arm)
+        axis.plot(
+            queries["step"], queries["score"].astype(float), color=colours[arm], marker="o", markersize=3, label=arm
+        )
         events = [event for event in row["events"] if event["peak_force"] >= 1.0]
         if events:
             force = np.array([event["peak_force"] for event in events])
@@ -150,11 +152,13 @@ def scores(axis: Axes, run: Run, unit: Unit, arms: list[str], colours: dict[str,
             )
     threshold = float((run.settings.get("detector") or {}).get("threshold", "inf"))
     if np.isfinite(threshold):
-        axis.axhline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axis.axhline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="threshold")
     axis.set_xlabel("control step          ▲ forbidden contact of at least 1 N (larger: more force)")
     axis.set_ylabel("probe's score")
     axis.grid(axis="y", color=HAIRLINE, linewidth=0.6)
-    axis.legend(frameon=False, loc="upper left", ncols=len(arms))
+    low, high = axis.get_ylim()
+    axis.set_ylim(low - 0.15 * (high - low), high)  # room for the triangles
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=3, borderaxespad=0)
 
 
 def describe(run: Run, unit: Unit, arms: tuple[str, ...], instruction: str) -> str:
@@ -165,7 +169,8 @@ def describe(run: Run, unit: Unit, arms: tuple[str, ...], instruction: str) -> s
         assert row is not None
         outcome = "succeeds" if row["success"] else "fails"
         forces = f", peak force {row['peak_force']:.0f} N" if row["events_1n"] else ""
-        found.append(f"`{arm}` {outcome} with {row['events_1n']} forbidden contacts of at least 1 N{forces}")
+        plural = "" if row["events_1n"] == 1 else "s"
+        found.append(f"`{arm}` {outcome} with {row['events_1n']} forbidden contact{plural} of at least 1 N{forces}")
     rows = [run.row(arm, unit) for arm in arms]
     differs = len({(row["success"], row["collision_1n"]) for row in rows if row}) > 1
     why = "picked because the outcome differs" if differs else "the outcome is the same"

@@ -73,6 +73,7 @@ class LiberoEnv:
         self._fingers = list(env.robots[0]._ref_gripper_joint_pos_indexes)
         self._objects = {thing.name: env.obj_body_id[thing.name] for thing in env.objects}
         self._kinematics = mujoco.MjData(self.model)
+        self._stepper: Stepper | None = None
         self.control_steps = 0
         self.init_state: int | None = None
 
@@ -104,8 +105,8 @@ class LiberoEnv:
         self._stepper = Stepper(self._libero.env)
         # robosuite forces one sample when it resets and LIBERO another one when it sets the state.
         period = 1.0 / self._libero.env.control_freq
-        self._clock = SamplingClock(period, self._libero.env.model_timestep).tick(force=True)[0].tick(force=True)[0]
-        self._sample = self._sampled_now()
+        self._clock = SamplingClock(period, self._libero.env.model_timestep).forced().forced()
+        self._sample = self._sample_of(self.data.qpos.copy())
         self._monitor = ContactMonitor(self.model, self._classes)
         self.init_state = init_state
         self.control_steps = -SETTLING_STEPS
@@ -121,22 +122,24 @@ class LiberoEnv:
 
         Raises:
             ValueError: not seven finite numbers.
+            RuntimeError: no episode has been started.
         """
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f"an action is 7 finite numbers (dx dy dz droll dpitch dyaw gripper), got {action!r}")
-        success = self._stepper.step(action, self._before_substep, self._after_substep)
+        stepper = self._started()
+        self._clock, self._taken = self._clock.run(stepper.substeps)
+        success = stepper.step(action, self._before_substep, self._after_substep)
         self.control_steps += 1
         return Step(success, tuple(self._monitor.end_control_step()) if self.control_steps > 0 else ())
 
     def _before_substep(self, data: Any, substep: int) -> None:
-        self._clock, self._take = self._clock.tick()
-        if self._take:
+        if substep in self._taken:
             self._sampled_qpos = data.qpos.copy()
 
     def _after_substep(self, data: Any, substep: int) -> None:
-        if self._take:
-            self._sample = Sample(self._sampled_qpos, data.qpos[self._fingers])
+        if substep in self._taken:
+            self._sample = self._sample_of(self._sampled_qpos)
         if self.control_steps >= 0:
             self._monitor.sample(data, substep)
 
@@ -158,6 +161,7 @@ class LiberoEnv:
 
     def proprioception(self) -> dict[str, np.ndarray]:
         """The observation without images: robot state and object poses."""
+        self._started()
         kinematics = self._kinematics
         kinematics.qpos[:] = self._sample.qpos
         mujoco.mj_kinematics(self.model, kinematics)
@@ -215,14 +219,18 @@ class LiberoEnv:
 
     def save(self) -> Fork:
         """Everything that the future depends on; :meth:`restore` continues from it bit for bit."""
+        self._started()
         return Fork.take(self)
 
     def restore(self, fork: Fork) -> None:
-        """Go back to a saved moment of this task.
+        """Go back to a saved moment of this task; the fork may come from another environment of the same task.
 
         Raises:
             ValueError: the fork is of another task.
         """
+        fork.check(self)
+        if self._stepper is None:
+            self.reset(0)
         fork.put_back(self)
 
     def state_hash(self) -> str:
@@ -237,18 +245,31 @@ class LiberoEnv:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-        self._libero.close()
+        if self._libero is not None:
+            self._libero.close()
+            self._libero = self._stepper = None
 
     # Inside ------------------------------------------------------------------------------------------------------
 
-    def _draw(self, camera: str, resolution: int) -> UInt8[np.ndarray, "h w 3"]:
-        if self._renderer is None:
-            size = max(resolution, 480)
-            self._renderer = Renderer(self.model, self.profile, (size, max(size, 640)))
-        return self._renderer.draw(self._sample.qpos, camera, resolution, resolution)
+    def _started(self) -> Stepper:
+        if self._stepper is None:
+            raise RuntimeError(f"no episode of {self.task.name!r} is running: call reset(init_state) first")
+        return self._stepper
 
-    def _sampled_now(self) -> Sample:
-        return Sample(self.data.qpos.copy(), self.data.qpos[self._fingers])
+    def _draw(self, camera: str, resolution: int) -> UInt8[np.ndarray, "h w 3"]:
+        self._started()
+        if self._renderer is None:
+            self._renderer = Renderer(self.model, self.profile)
+        opacity = self.model.site_rgba[:, 3]
+        now = opacity.copy()
+        opacity[:] = self._sample.site_alpha
+        try:
+            return self._renderer.draw(self._sample.qpos, camera, resolution, resolution)
+        finally:
+            opacity[:] = now
+
+    def _sample_of(self, qpos: np.ndarray) -> Sample:
+        return Sample(qpos, self.data.qpos[self._fingers], self.model.site_rgba[:, 3].copy())
 
     def _id(self, kind: str, name: str) -> int:
         return getattr(self.model, kind)(name).id

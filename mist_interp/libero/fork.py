@@ -1,8 +1,8 @@
 """What must be saved so that two futures of one moment can be compared?
 
 The integration state of MuJoCo (with the solver's warm start), the controller's goal and state, the gripper's running
-command, the observation clock and its last sample, where the fixtures stand, and the contact record. Action queues
-belong to whoever drives the episode.
+command, the observation clock and its last sample, where the fixtures stand, which sites are shown, and the contact
+record. Action queues belong to whoever drives the episode.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Fork:
     controller: dict[str, Any]
     gripper: np.ndarray
     fixtures: tuple[np.ndarray, np.ndarray]
+    site_alpha: np.ndarray
     clock: SamplingClock
     sample: Sample
     monitor: Any
@@ -45,27 +46,32 @@ class Fork:
         mujoco.mj_getState(env.model, env.data, physics, _STATE)
         robot = env._libero.env.robots[0]
         return cls(
-            task=env.task.name,
+            task=_name(env),
             init_state=env.init_state,
             control_steps=env.control_steps,
             physics=physics,
             controller=_controller_state(robot.controller),
             gripper=np.array(robot.gripper.current_action),
             fixtures=(env.model.body_pos.copy(), env.model.body_quat.copy()),
+            site_alpha=env.model.site_rgba[:, 3].copy(),
             clock=env._clock,
             sample=env._sample,
             monitor=env._monitor.state(),
         )
 
-    def put_back(self, env: LiberoEnv) -> None:
-        """Restore this moment in ``env``.
+    def check(self, env: LiberoEnv) -> None:
+        """Refuse an environment of another task.
 
         Raises:
             ValueError: ``env`` runs another task.
         """
-        if self.task != env.task.name:
-            raise ValueError(f"this fork is of task {self.task!r}, the environment runs {env.task.name!r}")
+        if self.task != _name(env):
+            raise ValueError(f"this fork is of task {self.task!r}, the environment runs {_name(env)!r}")
+
+    def put_back(self, env: LiberoEnv) -> None:
+        """Restore this moment in ``env``, an environment of the same task in which an episode has been started."""
         env.model.body_pos[:], env.model.body_quat[:] = self.fixtures
+        env.model.site_rgba[:, 3] = self.site_alpha
         mujoco.mj_setState(env.model, env.data, self.physics, _STATE)
         mujoco.mj_forward(env.model, env.data)
         # mj_forward has advanced the solver's warm start; the next step must start from the saved one.
@@ -85,6 +91,10 @@ class Fork:
         for name in sorted(self.controller):
             if isinstance(self.controller[name], np.ndarray):
                 yield self.controller[name]
+
+
+def _name(env: LiberoEnv) -> str:
+    return f"{env.task.suite}/{env.task.name}"
 
 
 def _controller_state(controller: Any) -> dict[str, Any]:

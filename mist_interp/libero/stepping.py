@@ -1,10 +1,9 @@
-"""How is one control step computed, bit for bit as LIBERO computes it, at less than half its cost?
+"""How is one control step computed, bit for bit as LIBERO computes it, at a fraction of its cost?
 
 robosuite 1.4 runs, for each of the 25 physics sub-steps of a control step, ``mj_forward`` (environment), ``mj_forward``
 (controller) and ``mj_step``. The three differ only in what they do *after* the position and velocity stage, so one
 ``mj_step1``, two constraint solves (they advance the solver's warm start) and one ``mj_step2`` give the same bits. The
-controller itself stays robosuite's: only its state is filled in from the running step instead of from another
-``mj_forward``. ``tests/sim/test_stepping.py`` compares both loops bit for bit.
+controller computes robosuite's torques from the running step (``controller.py``).
 """
 
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import Any
 import mujoco
 import numpy as np
 from jaxtyping import Float
+
+from mist_interp.libero.controller import ArmController
 
 SubStepHook = Callable[[Any, int], None]
 
@@ -28,12 +29,8 @@ class Stepper:
         self.env = env
         self.model = env.sim.model._model
         self.data = env.sim.data._data
-        self.robot = env.robots[0]
-        self.controller = self.robot.controller
+        self.controller = ArmController(env)
         self.substeps = int(env.control_timestep / env.model_timestep)
-        self._site = env.sim.model.site_name2id(self.controller.eef_name)
-        self._jacobian = np.zeros((6, self.model.nv))
-        self._mass = np.zeros((self.model.nv, self.model.nv))
 
     def step(
         self,
@@ -60,9 +57,7 @@ class Stepper:
             self._advance_warm_start()
             if before_substep is not None:
                 before_substep(self.data, substep)
-            if self.controller.new_update:
-                self._fill_controller()
-            self.robot.control(action, policy_step=substep == 0)
+            self.controller.control(action, first=substep == 0)
             mujoco.mj_step2(self.model, self.data)
             if after_substep is not None:
                 after_substep(self.data, substep)
@@ -73,24 +68,5 @@ class Stepper:
         mujoco.mj_fwdActuation(self.model, self.data)
         mujoco.mj_fwdAcceleration(self.model, self.data)
         mujoco.mj_fwdConstraint(self.model, self.data)
-        # Right after a reset the controller is up to date, so robosuite skips its own mj_forward once.
-        if self.controller.new_update:
+        if not self.controller.up_to_date:  # robosuite's controller runs an mj_forward of its own
             mujoco.mj_fwdConstraint(self.model, self.data)
-
-    def _fill_controller(self) -> None:
-        """What ``Controller.update`` reads after its ``mj_forward``; memory layouts matter to the last bit."""
-        controller, data, dofs = self.controller, self.data, self.controller.qvel_index
-        jacobian_position, jacobian_rotation = self._jacobian[:3], self._jacobian[3:]
-        mujoco.mj_jacSite(self.model, data, jacobian_position, jacobian_rotation, self._site)
-        mujoco.mj_fullM(self.model, self._mass, data.qM)
-        controller.ee_pos = np.array(data.site_xpos[self._site])
-        controller.ee_ori_mat = np.array(data.site_xmat[self._site].reshape(3, 3))
-        controller.ee_pos_vel = np.dot(jacobian_position, data.qvel)
-        controller.ee_ori_vel = np.dot(jacobian_rotation, data.qvel)
-        controller.joint_pos = np.array(data.qpos[controller.qpos_index])
-        controller.joint_vel = np.array(data.qvel[dofs])
-        controller.J_pos = np.array(jacobian_position[:, dofs])
-        controller.J_ori = np.array(jacobian_rotation[:, dofs])
-        controller.J_full = np.vstack([controller.J_pos, controller.J_ori])
-        controller.mass_matrix = self._mass[dofs, :][:, dofs]
-        controller.new_update = False
