@@ -62,7 +62,7 @@ class Settings:
     layer: int | None = None
     """Layer of the residual stream; default: the middle one."""
 
-    coef: float = -2.0
+    coef: float = -1.0
     """Strength of the steering, in standard deviations along the direction; negative is away from the target."""
 
     max_steps: int | None = None
@@ -98,6 +98,8 @@ def main(settings: Settings) -> None:
     probe = Probe(site, target=settings.target)
     report = cross_validate(probe, store, min_episodes=5)
     print_probe(report)
+    known = cross_validate(probe, store, "init_state", min_episodes=5, draws=2000)
+    say(f"For new start states of known tasks, an easier question: AUC {number(known.score().auc)}, {margin(known)}.")
     probe.fit(store)
     probe.save(settings.out / "probe")
     write_atomic(settings.out / "probe" / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
@@ -161,18 +163,25 @@ def print_probe(report: ProbeReport) -> None:
         cells = [number(row.auc) + note, interval, number(row.average_precision), number(row.brier)]
         table.add_row(f"[bold]{report.site}[/]" if row.reader == "probe" else row.reader, *cells)
     console.print(table)
-    first, margin = report.scores[0], report.margins[0]
+    first = report.scores[0]
     console.print(
         f"[dim]{report.split}; {first.queries} queries, {100 * first.base_rate:.0f} % positive; "
         f"{first.positive_episodes} episodes with, {first.negative_episodes} with negative queries; masked: "
         f"{', '.join(f'{reason} {count}' for reason, count in report.masked.items())}[/]"
     )
-    if margin.value is not None and margin.low is not None and margin.high is not None:
-        claim = "more than any control knows" if margin.low > 0 else "not shown to be more than the controls know"
-        span = f"{margin.value:+.2f} ({margin.low:+.2f} to {margin.high:+.2f})"
-        say(f"Margin over the best control ({margin.best_control}): [bold]{span}[/]: {claim}.")
+    say(f"In a new task: {margin(report)}.")
     for flag in report.flags:
         say(f"[yellow]Note:[/] {flag}.")
+
+
+def margin(report: ProbeReport) -> str:
+    """The claim that a report allows, in words."""
+    best = report.margins[0]
+    if best.value is None or best.low is None or best.high is None:
+        return "no margin can be given"
+    claim = "more than any control knows" if best.low > 0 else "not shown to be more than the controls know"
+    span = f"{best.value:+.2f} ({best.low:+.2f} to {best.high:+.2f})"
+    return f"margin over the best control ({best.best_control}) [bold]{span}[/], {claim}"
 
 
 def contrast(settings: Settings, probe: Probe, store: RolloutStore) -> SteeringDirection:
