@@ -9,6 +9,7 @@ import contextlib
 import ctypes.util
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 PINNED_MUJOCO = "3.3.2"
 _GL_LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
@@ -58,9 +60,26 @@ def silenced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_console() -> Iterator[None]:
-    """Robosuite attaches its own console handler while it is imported; hold stderr back for that moment."""
+    """Robosuite complains about its macro file while it is imported; hold stderr back for that moment."""
     with contextlib.redirect_stderr(io.StringIO()), silenced():
         yield
+
+
+def _without_logs() -> None:
+    """Have robosuite open no console and no log file, which has a fixed path and fails for a machine's second user.
+
+    It opens them while it is imported, as its macros say; so the macros are loaded first.
+    """
+    package = importlib.util.find_spec("robosuite")
+    if "robosuite" in sys.modules or package is None:
+        return
+    path = Path(next(iter(package.submodule_search_locations or ()))) / "macros.py"
+    spec = importlib.util.spec_from_file_location("robosuite.macros", path)
+    assert spec is not None and spec.loader is not None
+    macros = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(macros)
+    macros.FILE_LOGGING_LEVEL = macros.CONSOLE_LOGGING_LEVEL = None
+    sys.modules["robosuite.macros"] = macros
 
 
 @cache
@@ -74,7 +93,9 @@ def load_simulator() -> None:
     try:
         with _without_console():
             importlib.import_module("mujoco")
-            importlib.import_module("robosuite")
+            _without_logs()
+            robosuite = importlib.import_module("robosuite")
+            robosuite.macros = sys.modules["robosuite.macros"]
             importlib.import_module("libero.libero.benchmark")
             importlib.import_module("libero.libero.envs.env_wrapper")
     except ModuleNotFoundError as error:
