@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 PINNED_MUJOCO = "3.3.2"
 _GL_LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
@@ -76,7 +77,7 @@ def _without_logs() -> None:
     path = Path(next(iter(package.submodule_search_locations or ()))) / "macros.py"
     spec = importlib.util.spec_from_file_location("robosuite.macros", path)
     assert spec is not None and spec.loader is not None
-    macros = importlib.util.module_from_spec(spec)
+    macros: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(macros)
     macros.FILE_LOGGING_LEVEL = macros.CONSOLE_LOGGING_LEVEL = None
     sys.modules["robosuite.macros"] = macros
@@ -94,7 +95,7 @@ def load_simulator() -> None:
         with _without_console():
             importlib.import_module("mujoco")
             _without_logs()
-            robosuite = importlib.import_module("robosuite")
+            robosuite: Any = importlib.import_module("robosuite")
             robosuite.macros = sys.modules["robosuite.macros"]
             importlib.import_module("libero.libero.benchmark")
             importlib.import_module("libero.libero.envs.env_wrapper")
