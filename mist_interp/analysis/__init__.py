@@ -1,0 +1,1 @@
+"""What does a policy compute, and where: lenses, attribution, patching, attention, weights, features."""
