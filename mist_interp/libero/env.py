@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.libero.packages import load_simulator, silenced
@@ -24,7 +24,7 @@ from mist_interp.libero.contacts import ContactEvent, ContactMonitor, ContactSam
 from mist_interp.libero.fork import Fork  # noqa: E402
 from mist_interp.libero.observation import Sample, SamplingClock  # noqa: E402
 from mist_interp.libero.placement import FixturePlacement  # noqa: E402
-from mist_interp.libero.render import Renderer, find_profile  # noqa: E402
+from mist_interp.libero.render import Renderer, find_profile, unblended  # noqa: E402
 from mist_interp.libero.stepping import Stepper  # noqa: E402
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -68,6 +68,7 @@ class LiberoEnv:
         self.data = env.sim.data._data
         self._classes = BodyClasses.from_env(env)
         self._renderer: Renderer | None = None
+        self._id_renderer: Renderer | None = None
         self._eef_body = self._id("body", env.robots[0].robot_model.eef_name)
         self._eef_site = env.robots[0].eef_site_id
         self._fingers = list(env.robots[0]._ref_gripper_joint_pos_indexes)
@@ -179,6 +180,23 @@ class LiberoEnv:
         """One camera image the right way up for people (the policy's 180 degree turn undone), for videos."""
         return self._draw(camera, resolution or self.resolution)[::-1]
 
+    def segmentation(self, camera: str, resolution: int | None = None) -> Int[np.ndarray, "h w"]:
+        """What each pixel of the observation's image shows: an index into :attr:`bodies`, or -1 for nothing.
+
+        Rows and columns are those of ``observe()[f"{camera}_image"]``. Reflections are not drawn.
+        """
+        self._started()
+        if self._id_renderer is None:
+            self._id_renderer = Renderer(self.model, unblended(self.profile))
+        size = resolution or self.resolution
+        geoms = self._id_renderer.geoms(self._sample.qpos, camera, size, size)
+        return np.where(geoms >= 0, self._classes.group_of_geom[geoms], -1)
+
+    @property
+    def bodies(self) -> tuple[str, ...]:
+        """Names of the groups of bodies of the scene, root bodies' names: robot links, fingers, objects, fixtures."""
+        return tuple(group.name for group in self._classes.groups)
+
     @property
     def events(self) -> tuple[ContactEvent, ...]:
         """Forbidden contact events (>= 1 N) since the end of settling."""
@@ -242,9 +260,10 @@ class LiberoEnv:
 
     def close(self) -> None:
         """Free the renderer and the simulator."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for renderer in (self._renderer, self._id_renderer):
+            if renderer is not None:
+                renderer.close()
+        self._renderer = self._id_renderer = None
         if self._libero is not None:
             self._libero.close()
             self._libero = self._stepper = None

@@ -20,12 +20,12 @@ import importlib
 import os
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mujoco
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.libero.culling import invisible_geoms, mirrors_of
@@ -69,6 +69,11 @@ def find_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
+def unblended(profile: Profile) -> Profile:
+    """The same shapes without anything that mixes the colours of two of them in one pixel."""
+    return replace(profile, name=f"{profile.name}, unblended", reflections=False, samples=0)
+
+
 class Renderer:
     """Draws camera images of one model.
 
@@ -103,12 +108,44 @@ class Renderer:
         Returns:
             The picture in OpenGL's order (first row at the bottom), as LIBERO stores it.
         """
+        self._arrange(qpos, camera, width / height)
+        return self._pixels(height, width)
+
+    def geoms(
+        self, qpos: Float[np.ndarray, " nq"], camera: str, height: int, width: int
+    ) -> Int[np.ndarray, "height width"]:
+        """Which geom each pixel of :meth:`draw` shows; -1 for the sky and for what is no geom of the model.
+
+        Raises:
+            ValueError: this renderer's profile blends colours, so that ids would be mixed; see :func:`unblended`.
+        """
+        if self.profile.samples or self.profile.reflections:
+            raise ValueError(f"ids of geoms cannot be drawn with the profile {self.profile.name!r}: it blends pixels")
+        groups = np.array(self._options.sitegroup)
+        self._options.sitegroup[:] = 0  # marks in the air would hide what is behind them
+        self._arrange(qpos, camera, width / height)
+        self._options.sitegroup[:] = groups
+        flags = self._scene.flags
+        flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        try:
+            colours = self._pixels(height, width).astype(np.int64)
+        finally:
+            flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
+        places = colours @ [1, 1 << 8, 1 << 16]  # 0 is the background, k + 1 the scene's k-th shape
+        ids = np.full(self._scene.ngeom + 1, -1)
+        for shape in self._scene.geoms[: self._scene.ngeom]:
+            if shape.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                ids[shape.segid + 1] = shape.objid
+        return ids[places]
+
+    def _arrange(self, qpos: Float[np.ndarray, " nq"], camera: str, aspect: float) -> None:
+        """Put the shapes that the camera can see into the scene."""
         self._data.qpos[:] = qpos
         mujoco.mj_kinematics(self.model, self._data)
         mujoco.mj_comPos(self.model, self._data)
         mujoco.mj_camlight(self.model, self._data)
         self._camera.fixedcamid = self.model.camera(camera).id
-        outside = invisible_geoms(self.model, self._data, self._camera.fixedcamid, width / height, self._mirrors)
+        outside = invisible_geoms(self.model, self._data, self._camera.fixedcamid, aspect, self._mirrors)
         with _hidden(self.model, outside):
             mujoco.mjv_updateScene(
                 self.model,
@@ -119,6 +156,8 @@ class Renderer:
                 mujoco.mjtCatBit.mjCAT_ALL,
                 self._scene,
             )
+
+    def _pixels(self, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
         viewport = mujoco.MjrRect(0, 0, width, height)
         image = np.empty((height, width, 3), dtype=np.uint8)
         self._gl.make_current()
