@@ -1,7 +1,8 @@
 """What do the tokens of an activation mean where the token axis is not the multimodal sequence?
 
-Three more axes beside `TokenLayout`, answering the same three questions (length, select, labels): image patches before
-they enter the sequence, the single proprioception token, and the chunk steps inside the action head.
+Four more axes beside `TokenLayout`, answering the same three questions (length, select, labels): image patches before
+they enter the sequence, the single proprioception token, the chunk steps inside the action head, and the read-out
+positions alone, where tokens are predicted.
 """
 
 from __future__ import annotations
@@ -128,6 +129,45 @@ class StepAxis:
         return StepAxis(len(as_range(samples, self.batch_size, "sample")), self.names)
 
 
+@dataclass(frozen=True)
+class ReadAxis:
+    """The positions that actions are read from, and nothing else: chunk steps times dimensions, step after step."""
+
+    layout: TokenLayout
+
+    @property
+    def batch_size(self) -> int:
+        """Samples."""
+        return self.layout.batch_size
+
+    @property
+    def length(self) -> int:
+        """Tokens of one sample."""
+        return self.layout.n_slots
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Segment names: all and action_read, which are the same here."""
+        return ("all", "action_read")
+
+    def select(self, selector: Selector) -> Selection:
+        """Positions of the selected tokens, the same in every sample."""
+        row: list[int] = []
+        for target in _targets(selector):
+            if target.segment not in self.segments or (target.rows, target.words) != (None, None):
+                raise UnknownName("token segment", target.segment, self.segments)
+            row += self.layout.action_tokens(target.step, target.dim)
+        return Selection.from_rows([row] * self.batch_size)
+
+    def labels(self, selector: Selector = "all", sample: int = 0) -> list[str]:
+        """One label per token: "t3.dz"."""
+        names = [f"t{step}.{dim}" for step in range(self.layout.chunk) for dim in self.layout.action_names]
+        return [names[int(p)] for p in self.select(selector).index[sample]]
+
+    def __getitem__(self, samples: int | slice) -> ReadAxis:
+        return ReadAxis(self.layout[samples])
+
+
 def axis_of(kind: Axis, layout: TokenLayout, length: int | None = None, step: int = 0) -> TokenAxis:
     """Token axis of an activation, for a batch with this layout.
 
@@ -140,9 +180,13 @@ def axis_of(kind: Axis, layout: TokenLayout, length: int | None = None, step: in
     Raises:
         ValueError: `length` cannot be, so layout and network disagree.
     """
-    if kind in ("sequence", "pattern"):
-        decoded = layout.autoregressive and step > 0
-        axis: TokenAxis = StepAxis(layout.batch_size, (f"t0.{layout.action_names[step]}",)) if decoded else layout
+    axis: TokenAxis
+    if layout.autoregressive and (kind == "logits" or (kind in ("sequence", "pattern") and step > 0)):
+        axis = StepAxis(layout.batch_size, (f"t0.{layout.action_names[step]}",))
+    elif kind in ("sequence", "pattern"):
+        axis = layout
+    elif kind == "logits":
+        axis = ReadAxis(layout)
     elif kind in ("patches", "tower"):
         # Class and register tokens are what a tower has beyond its patches.
         prefix = 0 if length is None else max(length // layout.n_images - layout.n_patches, 0)

@@ -2,7 +2,8 @@
 
 One row per name, in the order in which the network computes them. The names are those of TransformerLens where it has
 one, so that code and habits carry over; `{i}` stands for a layer. In shapes, `token` counts the whole multimodal
-sequence (`mist_interp.core.layout`), `patches` the image tokens of one camera.
+sequence (`mist_interp.core.layout`), `patches` the image tokens of one camera. A shape is arithmetic on names of sizes,
+which `HookedVLA.shapes` evaluates, so that no row can promise what the network does not hold.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Stack = Literal["dino", "siglip", "llm", "head"]
-Axis = Literal["tower", "patches", "proprio", "sequence", "pattern", "chunk"]
+Axis = Literal["tower", "patches", "proprio", "sequence", "pattern", "chunk", "logits"]
 
 
 @dataclass(frozen=True)
@@ -39,24 +40,57 @@ class Hook:
 
 TOKENS = "(batch, token, d_model)"
 HEADS = "(batch, token, head, d_head)"
+KV_HEADS = "(batch, token, kv_head, d_head)"
+PAIRS = "(batch, head, query, key)"
+NEURONS = "(batch, token, d_mlp)"
+SCALE = "(batch, token, 1)"
+BLOCK = "blocks.{i}."
+
+
+def _tower(stack: Literal["dino", "siglip"], title: str, shape: str) -> tuple[Hook, ...]:
+    """The names of one vision tower, whose blocks are all built alike."""
+
+    def row(name: str, meaning: str, stream: bool = False) -> Hook:
+        full = f"vision.{stack}.blocks.{{i}}.hook_{name}"
+        return Hook(full, f"{stack}.{name}", stack, "tower", shape, meaning, stream)
+
+    return (
+        row("resid_pre", f"Residual stream of the {title} tower entering block i (block 0: patch embeddings)."),
+        row("attn_out", f"What the attention of block i adds to the {title} tower's stream, layer scale included."),
+        row(
+            "resid_mid",
+            f"Residual stream of the {title} tower between attention (and FiLM, if any) and MLP of block i.",
+        ),
+        row("mlp_out", f"What the MLP of block i adds to the {title} tower's stream, layer scale included."),
+        row(
+            "resid_post",
+            f"Residual stream of the {title} tower after block i; the last one listed is what the projector gets.",
+            True,
+        ),
+    )
+
+
+def _stream(name: str, meaning: str) -> Hook:
+    """A row of the language model's residual stream."""
+    return Hook(f"{BLOCK}hook_{name}", name, "llm", "sequence", TOKENS, meaning)
+
+
+def _inside(part: str, name: str, short: str, axis: Axis, shape: str, meaning: str) -> Hook:
+    """A row inside a block of the language model, captured only when it is named."""
+    return Hook(f"{BLOCK}{part}.hook_{name}", short, "llm", axis, shape, meaning, stream=False)
+
+
+def _attention(name: str, shape: str, meaning: str, axis: Axis = "sequence") -> Hook:
+    return _inside("attn", name, name, axis, shape, meaning)
+
+
+def _part(part: str, name: str, shape: str, meaning: str) -> Hook:
+    return _inside(part, name, f"{part}.{name}", "sequence", shape, meaning)
+
 
 HOOKS: tuple[Hook, ...] = (
-    Hook(
-        "vision.dino.blocks.{i}.hook_resid_post",
-        "dino.resid_post",
-        "dino",
-        "tower",
-        "(batch, camera * (class + registers + patches), d_dino)",
-        "Residual stream of the DINOv2 tower after block i; the last one listed is what the projector gets.",
-    ),
-    Hook(
-        "vision.siglip.blocks.{i}.hook_resid_post",
-        "siglip.resid_post",
-        "siglip",
-        "tower",
-        "(batch, camera * patches, d_siglip)",
-        "Residual stream of the SigLIP tower after block i; the last one listed is what the projector gets.",
-    ),
+    *_tower("dino", "DINOv2", "(batch, camera * (class + registers + patches), d_dino)"),
+    *_tower("siglip", "SigLIP", "(batch, camera * patches, d_siglip)"),
     Hook(
         "projector.hook_out",
         "projector.out",
@@ -82,104 +116,47 @@ HOOKS: tuple[Hook, ...] = (
         "The proprioception token, as the sequence gets it.",
     ),
     Hook("hook_embed", "embed", None, "sequence", TOKENS, "The whole multimodal sequence entering block 0."),
-    Hook("blocks.{i}.hook_resid_pre", "resid_pre", "llm", "sequence", TOKENS, "Residual stream entering block i."),
-    Hook(
-        "blocks.{i}.attn.hook_q",
-        "q",
-        "llm",
-        "sequence",
-        HEADS,
-        "Queries of block i, after the rotary position embedding.",
-        stream=False,
+    _stream("resid_pre", "Residual stream entering block i."),
+    _part("ln1", "scale", SCALE, "Root mean square by which the norm before the attention of block i divides."),
+    _part("ln1", "normalized", TOKENS, "Residual stream after that norm, its weight included: what q, k and v read."),
+    _attention("q", HEADS, "Queries of block i, after the rotary position embedding."),
+    _attention("k", KV_HEADS, "Keys of block i, after the rotary position embedding."),
+    _attention("v", KV_HEADS, "Values of block i."),
+    _attention(
+        "attn_scores", PAIRS, "Attention logits of block i before the softmax, mask added (eager only).", "pattern"
     ),
-    Hook(
-        "blocks.{i}.attn.hook_k",
-        "k",
-        "llm",
-        "sequence",
-        "(batch, token, kv_head, d_head)",
-        "Keys of block i, after the rotary position embedding.",
-        stream=False,
+    _attention(
+        "pattern", PAIRS, "Attention weights of block i after the softmax; rows sum to 1 (eager only).", "pattern"
     ),
-    Hook(
-        "blocks.{i}.attn.hook_v",
-        "v",
-        "llm",
-        "sequence",
-        "(batch, token, kv_head, d_head)",
-        "Values of block i.",
-        stream=False,
+    _attention("z", HEADS, "Weighted values of block i per head, before the output projection."),
+    _attention(
+        "result",
+        "(batch, token, head, d_model)",
+        "What each head of block i adds to attn_out: z times its part of the output matrix (n_heads times the size).",
     ),
-    Hook(
-        "blocks.{i}.attn.hook_pattern",
-        "pattern",
-        "llm",
-        "pattern",
-        "(batch, head, query token, key token)",
-        "Attention weights of block i after the softmax; rows sum to 1 (eager attention only).",
-        stream=False,
-    ),
-    Hook(
-        "blocks.{i}.attn.hook_z",
-        "z",
-        "llm",
-        "sequence",
-        HEADS,
-        "Weighted values of block i per head, before the output projection.",
-        stream=False,
-    ),
-    Hook(
-        "blocks.{i}.hook_attn_out",
-        "attn_out",
-        "llm",
-        "sequence",
-        TOKENS,
-        "What the attention of block i adds to the residual stream.",
-    ),
-    Hook(
-        "blocks.{i}.hook_resid_mid",
-        "resid_mid",
-        "llm",
-        "sequence",
-        TOKENS,
-        "Residual stream of block i between attention and MLP.",
-    ),
-    Hook(
-        "blocks.{i}.mlp.hook_pre",
-        "mlp.pre",
-        "llm",
-        "sequence",
-        "(batch, token, d_mlp)",
-        "Gate of the MLP of block i, before its activation function.",
-        stream=False,
-    ),
-    Hook(
-        "blocks.{i}.mlp.hook_pre_linear",
-        "mlp.pre_linear",
-        "llm",
-        "sequence",
-        "(batch, token, d_mlp)",
-        "The linear branch of the MLP of block i, which the gate multiplies.",
-        stream=False,
-    ),
-    Hook(
-        "blocks.{i}.mlp.hook_post",
-        "mlp.post",
-        "llm",
-        "sequence",
-        "(batch, token, d_mlp)",
+    _stream("attn_out", "What the attention of block i adds to the residual stream."),
+    _stream("resid_mid", "Residual stream of block i between attention and MLP."),
+    _part("ln2", "scale", SCALE, "Root mean square by which the norm before the MLP of block i divides."),
+    _part("ln2", "normalized", TOKENS, "Residual stream after that norm, its weight included: what the MLP reads."),
+    _part("mlp", "pre", NEURONS, "Gate of the MLP of block i, before its activation function."),
+    _part("mlp", "pre_linear", NEURONS, "The linear branch of the MLP of block i, which the gate multiplies."),
+    _part(
+        "mlp",
+        "post",
+        NEURONS,
         "Neurons of the MLP of block i: activated gate times linear branch, before the output projection.",
+    ),
+    _stream("mlp_out", "What the MLP of block i adds to the residual stream."),
+    _stream("resid_post", "Residual stream leaving block i."),
+    Hook(
+        "ln_final.hook_scale",
+        "ln_final.scale",
+        None,
+        "sequence",
+        SCALE,
+        "Root mean square by which the final norm divides.",
         stream=False,
     ),
-    Hook(
-        "blocks.{i}.hook_mlp_out",
-        "mlp_out",
-        "llm",
-        "sequence",
-        TOKENS,
-        "What the MLP of block i adds to the residual stream.",
-    ),
-    Hook("blocks.{i}.hook_resid_post", "resid_post", "llm", "sequence", TOKENS, "Residual stream leaving block i."),
     Hook(
         "ln_final.hook_normalized",
         "ln_final.normalized",
@@ -187,6 +164,14 @@ HOOKS: tuple[Hook, ...] = (
         "sequence",
         TOKENS,
         "Residual stream after the final norm, its weight included: what the action head reads.",
+    ),
+    Hook(
+        "unembed.hook_out",
+        "logits",
+        None,
+        "logits",
+        "(batch, read, vocab)",
+        "Token logits at action_read of a policy that speaks its actions as tokens (base OpenVLA: one token per run).",
     ),
     Hook(
         "action_head.hook_in",
@@ -201,7 +186,7 @@ HOOKS: tuple[Hook, ...] = (
         "action_head.post",
         "head",
         "chunk",
-        "(batch, chunk, d_head)",
+        "(batch, chunk, d_model)",
         "Residual stream of the action head after its block i.",
     ),
     Hook(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mist_interp.core.axes import PatchAxis, StepAxis, TokenAxis
+from mist_interp.core.axes import PatchAxis, ReadAxis, StepAxis, TokenAxis
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Site
@@ -213,6 +213,9 @@ class Actions:
         if isinstance(axis, TokenLayout):
             places = axis.action_grid(self.segment)
             return _unflatten(self.activation.at(self.segment), self.activation.token_dim, tuple(places.shape[1:]))
+        if isinstance(axis, ReadAxis):
+            sizes = (axis.layout.chunk, axis.layout.action_dim)
+            return _unflatten(self.activation.at(self.segment), self.activation.token_dim, sizes)
         return self.activation.at("all")
 
     def __getitem__(self, key: str) -> torch.Tensor:

@@ -49,11 +49,13 @@ class Tap:
         location: where the tensor is.
         see: gets the tensor in the registry's shape and the number of the module's run; what it returns replaces the
             tensor, None leaves it alone.
+        whole: whether `see` gets the module's own tensor instead, as it is and unchecked.
     """
 
     name: str
     location: Location
     see: Callable[[Tensor, int], Tensor | None]
+    whole: bool = False
 
 
 @dataclass
@@ -83,11 +85,32 @@ _TURNS: weakref.WeakKeyDictionary[torch.nn.Module, Turn] = weakref.WeakKeyDictio
 _TURNS_LOCK = threading.Lock()
 
 
-class Engine:
-    """The tracing side of one network. Wrapping it changes neither its weights nor what it computes."""
+@dataclass
+class Forward:
+    """What the workers of one forward have in common.
 
-    def __init__(self, module: torch.nn.Module):
+    Attributes:
+        batch: samples of the query, for the shapes.
+        finite: whether an edit that brings in a NaN or an infinity is an error.
+        written: by name and run, the last value that was written to a tensor which the network itself never holds.
+    """
+
+    batch: int
+    finite: bool = True
+    written: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+
+class Engine:
+    """The tracing side of one network. Wrapping it changes neither its weights nor what it computes.
+
+    Attributes:
+        module: the network.
+        finite: whether an edit that brings in a NaN or an infinity is an error.
+    """
+
+    def __init__(self, module: torch.nn.Module, finite: bool = True):
         self.module = module
+        self.finite = finite
         self._wrapped: NNsight | None = None
         with _TURNS_LOCK:
             self._turn = _TURNS.setdefault(module, Turn())
@@ -116,11 +139,12 @@ class Engine:
         with self._taking_turns():
             answer: list[Any] = []
             wrapped = self._wrap()
+            forward = Forward(batch, self.finite)
             # fmt: off
             with wrapped.trace(fn=lambda: answer.append(call())) as tracer:
                 for worker in workers:
                     with tracer.invoke():
-                        _follow(worker, wrapped, tracer, batch)
+                        _follow(worker, wrapped, tracer, forward)
                 if stop is not None:
                     with tracer.invoke():
                         _halt(wrapped, tracer, stop)
@@ -137,12 +161,13 @@ class Engine:
 
             def __getitem__(self, key: Any) -> Tensor:
                 location = find(key)
-                return keep_after_trace(location.show(location.get(wrapped.get(location.path)), batch))
+                return keep_after_trace(location.show(location.port.get(wrapped.get(location.path)), batch))
 
             def __setitem__(self, key: Any, new: Tensor) -> None:
                 location = find(key)
                 view = wrapped.get(location.path)
-                location.put(view, location.hide(new, location.get(view)))
+                raw = location.port.get(view)
+                location.port.put(view, location.hide(new, raw), raw)
 
         return wrapped.trace(inputs, tracer_cls=NamedTracer)
 
@@ -163,30 +188,53 @@ class Engine:
                 self._turn.taken = False
 
 
-def _follow(worker: Worker, wrapped: NNsight, tracer: Any, batch: int) -> None:
+def _follow(worker: Worker, wrapped: NNsight, tracer: Any, forward: Forward) -> None:
     runs = tracer.iter[:] if worker.run is None else tracer.iter[worker.run]
     try:
         for run in runs:
             for tap in worker.taps:
-                _serve(tap, wrapped.get(tap.location.path), batch, run)
+                _serve(tap, wrapped.get(tap.location.path), forward, run)
                 worker.reached += 1
     except OutOfOrderError:
         # The forward is over while this worker still waits: expected for an edit that follows every run of its module.
         return
 
 
-def _serve(tap: Tap, view: Any, batch: int, run: int) -> None:
-    location = tap.location
-    raw = location.get(view)
-    shown = location.show(raw, batch)
+def _serve(tap: Tap, view: Any, forward: Forward, run: int) -> None:
+    location, port = tap.location, tap.location.port
+    raw = port.get(view)
+    if port.virtual:  # an edit that came before can only be seen in what it wrote
+        raw = forward.written.get((tap.name, run), raw)
     try:
-        new = tap.see(shown, run)
+        if tap.whole:
+            new = tap.see(raw, run)
+        else:
+            shown = location.show(raw, forward.batch)
+            new = tap.see(shown, run)
+            if new is not None:
+                new = location.hide(new.to(device=raw.device, dtype=raw.dtype), raw)
+                if forward.finite:
+                    _demand_finite(new, raw)
+        if new is None:
+            return
+        if port.virtual:
+            forward.written[tap.name, run] = new
+        port.put(view, new, raw)
     except Exception as error:
         error.add_note(f"in a hook at {tap.name}")
         raise
-    if new is None:
+
+
+def _demand_finite(new: Tensor, old: Tensor) -> None:
+    """Refuse values that are not finite where the network's own were; -inf stays allowed where a mask put it."""
+    finite = torch.isfinite(new.detach())
+    if bool(finite.all()):
         return
-    location.put(view, location.hide(new.to(device=raw.device, dtype=raw.dtype), raw))
+    bad = int((~finite & torch.isfinite(old.detach())).sum())
+    if bad:
+        raise FloatingPointError(
+            f"an edit wrote {bad} NaN or infinite values over finite ones; to allow it, set vla.check_finite = False"
+        )
 
 
 def _halt(wrapped: NNsight, tracer: Any, path: str) -> None:

@@ -66,9 +66,14 @@ def pick_sites(
 
 
 def edit_workers(edits: Sequence[Edit], policy: Any, inputs: Any) -> list[Worker]:
-    """One worker per edit, in the order in which edits at one place apply."""
+    """One worker per edit, in the order in which edits at one place apply.
+
+    Edits of one site apply as they are listed. Different sites may hang on one module (a stream, and the scale of the
+    norm that reads it): there the network's order decides, because the later value is computed from the earlier one.
+    """
     if not edits:
         return []
+    edits = sorted(edits, key=lambda edit: edit.site.order)
     place = locator(policy)
     layout = policy.layout(inputs) if any(edit.tokens is not None for edit in edits) else None
     run = None if runs_per_query(policy) > 1 else 0
@@ -94,4 +99,5 @@ def _stretch(site: Site) -> str:
     """Sites of one stretch are always reached in the order of the registry; between stretches nothing is assumed."""
     if site.hook.stack is not None:
         return site.hook.stack
-    return {"hook_embed": "llm", "ln_final": "llm", "action_head": "head"}.get(site.name.split(".")[0], site.name)
+    stretches = {"hook_embed": "llm", "ln_final": "llm", "unembed": "llm", "action_head": "head"}
+    return stretches.get(site.name.split(".")[0], site.name)

@@ -56,7 +56,7 @@ def test_every_short_form_is_unique_and_every_row_says_something():
 
 def test_the_catalogue_lists_sites_in_the_order_of_the_network():
     names = FULL.names
-    assert len(names) == len(set(names)) == 3 + 2 + 1 + 2 + 1 + 13 * 4 + 1 + 1 + 2 + 1
+    assert len(names) == len(set(names)) == 5 * (3 + 2) + 1 + 2 + 1 + 19 * 4 + 3 + 1 + 2 + 1
     expected = ["projector.hook_out", "hook_embed", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q"]
     expected += [
         "blocks.0.hook_attn_out",
@@ -78,8 +78,9 @@ def test_several_layers():
 
 
 def test_patterns():
+    heads = ("q", "k", "v", "attn_scores", "pattern", "z", "result")
     found = {str(s) for s in FULL.expand("blocks.*.attn.*")}
-    assert found == {f"blocks.{i}.attn.hook_{n}" for i in range(4) for n in ("q", "k", "v", "z", "pattern")}
+    assert found == {f"blocks.{i}.attn.hook_{n}" for i in range(4) for n in heads}
     assert len(FULL.expand("blocks.[12].resid_p*")) == 4
     assert FULL.expand("*") == FULL.sites
     assert "blocks.0.attn.hook_pattern" not in {str(s) for s in SDPA.expand("blocks.*.attn.*")}

@@ -9,7 +9,7 @@ import torch
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Catalogue
-from mist_interp.tracing import HookedVLA
+from mist_interp.tracing import HookedVLA, ports
 from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.engine import Engine, Tap, Worker
 from mist_interp.tracing.locations import Location
@@ -45,7 +45,7 @@ def test_an_edit_behind_the_stop_has_nothing_to_do(vla, inputs):
 
 
 def test_a_place_that_the_network_never_reaches_is_an_error(vla, inputs):
-    idle = Location("language_model.lm_head", lambda view: view.output, lambda view, new: None)
+    idle = Location("language_model.lm_head", ports.OUTPUT)
     worker = Worker((Tap("somewhere", idle, lambda values, run: None),), 0)
     with pytest.raises(RuntimeError, match="somewhere was never reached"):
         Engine(vla.policy).traced(lambda: vla.policy(inputs), [worker], 2)
@@ -107,8 +107,8 @@ def test_facts(vla):
 
 def test_describe_gives_name_shape_and_sentence(vla):
     text = vla.describe("blocks.*.attn.*")
-    assert "blocks.{i}.attn.hook_pattern  [0..3]  (batch, head, query token, key token)" in text
-    assert text.count("\n") == 2 * 5 - 1
+    assert "blocks.{i}.attn.hook_pattern  [0..3]  (batch, head, query, key)" in text
+    assert text.count("\n") == 2 * 7 - 1
     assert "hook_embed" in vla.describe() and "blocks.3.hook_resid_post" in vla.describe(("resid_post", 3))
     with pytest.raises(UnknownName):
         vla.describe("blocks.*.attn.hook_nothing")
