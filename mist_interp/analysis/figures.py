@@ -79,6 +79,48 @@ def _line(axes: Axes, result: Result) -> None:
     axes.axhline(0, color="0.8", lw=0.8, zorder=0) if (result.values < 0).any() else None
 
 
+def line_panels(
+    values: np.ndarray,
+    panels: list[Any],
+    places: list[Any],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    columns: int = 4,
+    lines: list[str] | None = None,
+) -> Figure:
+    """Small multiples of lines.
+
+    Args:
+        values: (panel, line, place).
+        panels: title of each panel.
+        places: labels along x.
+        xlabel: of the places.
+        ylabel: unit of the values.
+        title: above all panels.
+        columns: panels per row.
+        lines: names of the lines, for a legend.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.5 * columns + 0.6, 1.9 * rows + 0.6))
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+        for place, axes in enumerate(grid.flat):
+            if place >= len(panels):
+                axes.remove()
+                continue
+            axes.plot(range(len(places)), values[place].T, lw=1.2, alpha=1.0 if lines else 0.6)
+            axes.set_title(str(panels[place]))
+            axes.set_xticks(*_ticks(places, 12))
+            axes.set_xlabel(xlabel if place + columns >= len(panels) else "")
+            axes.set_ylabel(ylabel if place % columns == 0 else "")
+        if lines:
+            figure.legend(grid[0, 0].lines, lines, loc="outside lower center", ncols=min(len(lines), 5))
+        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    return figure
+
+
 def _maps(result: Result, x: str, y: str, columns: int) -> Figure:
     rest = [name for name in result.axes if name not in (x, y)]
     panels = [(f"{rest[0]} {label}", result.sel(**{rest[0]: label})) for label in result.axes[rest[0]]] if rest else []

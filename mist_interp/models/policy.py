@@ -129,10 +129,19 @@ class OpenVLAPolicy(PreTrainedModel):
         inserted = self.see(inputs, language)
         if self.variant == "diffusion":
             return self._act_by_denoising(text_embeddings, text, inserted, inputs.noise)
-        states = self.read_out(text_embeddings.masked_fill(text.is_slot[..., None], 0), text, inserted)
-        if self.variant == "discrete":
-            return self._chunk_of_tokens(self.language_model.lm_head(states).argmax(-1))
-        return self._chunk(self.action_head(states))
+        return self.decide(self.read_out(text_embeddings.masked_fill(text.is_slot[..., None], 0), text, inserted))
+
+    def decide(self, states: Float[Tensor, "batch slot hidden"]) -> ActionChunk:
+        """The actions that final states (after the final norm, at the read positions) stand for.
+
+        Raises:
+            ValueError: for a diffusion head, whose answer takes many states and a noisy chunk.
+        """
+        if self.variant == "diffusion":
+            raise ValueError("a diffusion head reads noise, not actions, off one run's states")
+        if self.variant == "l1":
+            return self.as_chunk(self.action_head(states))
+        return self._chunk_of_tokens(self.language_model.lm_head(states).argmax(-1))
 
     def see(
         self, inputs: PolicyInputs, language: Float[Tensor, "batch hidden"] | None = None
@@ -187,7 +196,7 @@ class OpenVLAPolicy(PreTrainedModel):
             return head(self.read_out(embeddings, text, torch.cat([inserted, level_token], dim=1)))
 
         noise = noise.to(inserted.dtype)
-        return self._chunk(denoise(noise, predict_noise, config.diffusion_train_steps, config.diffusion_steps))
+        return self.as_chunk(denoise(noise, predict_noise, config.diffusion_train_steps, config.diffusion_steps))
 
     def _act_token_by_token(self, prompt: sequence.Prompt, inputs: PolicyInputs) -> ActionChunk:
         text_embeddings = self.language_model.get_input_embeddings()(prompt.ids)
@@ -201,9 +210,10 @@ class OpenVLAPolicy(PreTrainedModel):
 
     def _chunk_of_tokens(self, token_ids: Tensor) -> ActionChunk:
         normalized = bins.decode(token_ids, self.config.bin_vocab_size, self.config.n_action_bins)
-        return self._chunk(normalized, token_ids)
+        return self.as_chunk(normalized, token_ids)
 
-    def _chunk(self, normalized: Tensor, token_ids: Tensor | None = None) -> ActionChunk:
+    def as_chunk(self, normalized: Tensor, token_ids: Tensor | None = None) -> ActionChunk:
+        """A chunk of normalised actions, in any shape of (batch, chunk, dim) numbers, with its values in robot units."""
         shape = (-1, self.config.chunk_size, self.config.action_dim)
         normalized = normalized.reshape(shape)
         if normalized.dtype != torch.float64:
