@@ -16,6 +16,8 @@ from importlib import import_module
 from mist_interp.core.errors import suggest
 
 COMMANDS = {
+    "check": "verify attention regime, token layout and read-out of a policy on this machine",
+    "describe": "list the named activations of a policy, with shapes and meanings",
     "eval": "run a policy under several interventions on the same LIBERO episodes, resumably",
     "report": "write report.html for a results folder",
 }

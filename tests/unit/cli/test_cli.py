@@ -54,6 +54,22 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "x").exists()
 
 
+def test_check_says_what_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--attn-implementation", "eager"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("  ok  ") == 4 and "bidirectional under eager" in said
+    assert main(["check", "no/such/folder"]) == 1
+    assert "no/such/folder" in capsys.readouterr().err
+
+
+def test_describe_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", "blocks.*.attn.*"]) == 0
+    said = capsys.readouterr().out
+    assert "hook_pattern" in said and "[0..3]" in said and "hook_resid_post" not in said
+    assert main(["describe", "resid_pots"]) == 1
+    assert "resid_post" in capsys.readouterr().err
+
+
 def test_the_report_command_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     assert main(["report", str(tmp_path), "--title", "A title"]) == 0
