@@ -34,12 +34,14 @@ class Port:
         get: takes the tracer's view of the module, gives the tensor.
         put: takes the view, a new tensor of the same shape and the old one.
         virtual: whether the network itself never holds this tensor.
+        masks: whether -infinity is a value that an edit may write, as in scores that are not to be seen.
     """
 
     name: str
     get: Callable[[Any], Tensor]
     put: Callable[[Any, Tensor, Tensor], None]
     virtual: bool = False
+    masks: bool = False
 
 
 def _get_input(view: Any) -> Tensor:
@@ -112,7 +114,7 @@ def _put_pattern(view: Any, new: Tensor, old: Tensor) -> None:
     _softmax(view).output = new
 
 
-SCORES = Port("scores", lambda view: _softmax(view).input, _put_scores)
+SCORES = Port("scores", lambda view: _softmax(view).input, _put_scores, masks=True)
 PATTERN = Port("pattern", lambda view: _softmax(view).output, _put_pattern)
 
 

@@ -1,0 +1,116 @@
+"""Did the edits of this forward do anything, and how much?
+
+An edit that silently stopped is the one fault that no success rate would reveal, so every forward with live edits
+measures each of them at its own site, in that very forward:
+
+    norm      Euclidean length of (new - old), over all tokens and over all runs of the network within the query
+    touched   tokens with any difference, of how many
+
+`vla.changes()` gives one `Change` per live edit of the last forward. Nothing older is kept.
+
+The norm says how far values were moved, and not what followed from it: a large push in a direction that nobody reads
+changes no action. For attention scores it is the change of the weights that they give, because a score may be infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mist_interp.core.names import Site
+
+if TYPE_CHECKING:
+    from mist_interp.tracing.edits import Edit
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What one edit changed at one site in one forward, per sample of the batch.
+
+    Attributes:
+        edit: the edit, in words.
+        site: where.
+        norm: Euclidean length of the change, 0 where the edit did nothing.
+        touched: tokens that were changed (over all runs, where a query has several).
+        tokens: tokens that there were; padding is not counted if the edit is data or names tokens.
+    """
+
+    edit: str
+    site: Site
+    norm: Float[Tensor, " batch"]
+    touched: Int[Tensor, " batch"]
+    tokens: Int[Tensor, " batch"]
+
+    @property
+    def fraction(self) -> Float[Tensor, " batch"]:
+        """Share of the tokens that were changed."""
+        return self.touched / self.tokens.clamp(min=1)
+
+    @property
+    def total(self) -> float:
+        """Norm over the whole batch."""
+        return float(self.norm.square().sum().sqrt())
+
+    def to_dict(self, sample: int = 0) -> dict[str, Any]:
+        """Plain values of one sample, for a result file."""
+        counts = {"touched": int(self.touched[sample]), "tokens": int(self.tokens[sample])}
+        return {"edit": self.edit, "norm": float(self.norm[sample]), **counts}
+
+
+@dataclass
+class Ledger:
+    """Collects the changes of one forward.
+
+    Attributes:
+        batch: samples of the query.
+        finite: whether an edit that brings in a NaN or an infinity is an error.
+    """
+
+    batch: int
+    finite: bool = True
+    _sums: dict[int, tuple[Edit, list[Tensor]]] = field(default_factory=dict)
+
+    def note(self, edit: Edit, old: Tensor, new: Tensor, valid: Tensor | None, tokens: Tensor | None) -> None:
+        """Add what an edit did to a piece of its site in one run.
+
+        Args:
+            edit: which.
+            old: (batch, ...) the piece before.
+            new: the piece after.
+            valid: (batch, token) which tokens of the piece exist; None for all.
+            tokens: (batch,) tokens of the whole site; None for those of the piece.
+
+        Raises:
+            FloatingPointError: the edit made values that are not finite out of finite ones.
+        """
+        old, new = old.detach().as_subclass(Tensor), new.detach().as_subclass(Tensor).to(old)
+        if edit.site.hook.short == "attn_scores":
+            old, new = old.float().softmax(-1), new.float().softmax(-1)
+        dim = 2 if edit.site.hook.axis == "pattern" else 1
+        moved = (new.double() - old.double()).movedim(dim, 1).flatten(2)
+        squares, touched = moved.square().sum(-1), (moved != 0).any(-1)
+        if valid is not None:
+            squares = squares.masked_fill(~valid.to(squares.device), 0)
+            touched = touched & valid.to(squares.device)
+        if self.finite and not bool(squares.isfinite().all()) and bool(old.isfinite().all()):
+            wrote = f"{edit} wrote NaN or infinite values over finite ones"
+            raise FloatingPointError(f"{wrote}; to allow it, set vla.check_finite = False")
+        count = torch.full((len(moved),), moved.shape[1]) if tokens is None else tokens
+        parts = [squares.sum(1), touched.sum(1), count.to(squares.device)]
+        _, sums = self._sums.setdefault(id(edit), (edit, [torch.zeros_like(part) for part in parts]))
+        for place, part in enumerate(parts):
+            sums[place] = sums[place] + part
+
+    def changes(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
+        """One entry per edit, in their order; an edit that left everything alone has norm 0 of 0 tokens."""
+        none = [torch.zeros(self.batch), torch.zeros(self.batch, dtype=torch.long), torch.zeros(self.batch).long()]
+        rows = []
+        for edit in edits:
+            _, (squares, touched, tokens) = self._sums.get(id(edit), (edit, none))
+            rows.append(Change(str(edit), edit.site, squares.double().sqrt().cpu(), touched.cpu(), tokens.cpu()))
+        return tuple(rows)
