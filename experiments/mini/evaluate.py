@@ -1,9 +1,9 @@
 """How often does the small policy succeed, and does it need its instruction and its cameras?
 
 Ten tasks of libero_spatial on start states that no demonstration was drawn from, with each render profile; in the fast
-one three arms on the same units: the policy as it is, told another task's instruction, and with grey cameras (what these
-controls show does not hang on how the pictures are drawn, and faithful ones cost three times as much). The result is what
-the model card states: successes per task with Wilson's intervals, and paired comparisons of the arms.
+one three arms on the same units: the policy as it is, told another task's instruction, and with grey cameras. What
+these controls show does not hang on how the pictures are drawn, and faithful ones cost three times as much. The result
+is what the model card states: successes per task with Wilson's intervals, and paired comparisons of the arms.
 
     python experiments/mini/evaluate.py --workers 2                    run everything, or go on with it
     python experiments/mini/evaluate.py --shard 0/2                    one of two processes, started by hand

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mist_interp.core.processes import end_with_parent
 from mist_interp.data.records import EpisodeRecord, Unit, episode_key
 from mist_interp.data.store import RolloutStore
 
@@ -92,5 +93,6 @@ def run_in_processes(
 def _work(vla: str, suite: str, settings: dict[str, Any], threads: int) -> None:
     from mist_interp.data.collect import collect_rollouts
 
+    end_with_parent()
     torch.set_num_threads(threads)
     collect_rollouts(vla, suite, **settings)

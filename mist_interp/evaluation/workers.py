@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mist_interp.core.processes import end_with_parent
 from mist_interp.evaluation.execute import Job, run_episodes
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import PlannedEpisode, units_of
@@ -99,6 +100,7 @@ def _report(folder: ResultsFolder, seen: set[tuple[str, str]], on_row: Callable[
 
 
 def _work(vla: Any, job: Job, blocks: Any, threads: int) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     policy = resolve_policy(vla)
     while True:
