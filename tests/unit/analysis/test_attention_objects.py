@@ -36,8 +36,8 @@ def observation(square: tuple[int, int] | None = None, camera: str = "agentview_
     return {**obs, **state, "robot0_gripper_qpos": np.zeros(2)}
 
 
-# Stored rows run from the bottom up, and the policy mirrors columns as well: a square near the start of the stored array
-# is at the lower right of what the policy sees.
+# Stored rows run from the bottom up, and the policy mirrors columns as well: a square near the start of the stored
+# array is at the lower right of what the policy sees.
 @pytest.mark.parametrize(
     ("corner", "patch"), [((8, 8), (3, 3)), ((8, 94), (3, 0)), ((94, 8), (0, 3)), ((94, 94), (0, 0))]
 )
