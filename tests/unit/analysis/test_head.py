@@ -54,7 +54,7 @@ def test_only_the_tokens_of_the_step_have_a_direction():
 
 
 def test_live_and_frozen_directions_differ_as_they_say():
-    """The head starts with a norm: making all of the state larger changes nothing, so the live gradient has no share."""
+    """The head starts with a norm: a larger state changes nothing, so the live gradient has no share."""
     vla = small()
     inputs = queries(vla)
     _, states = last_states(vla, inputs)
