@@ -89,7 +89,7 @@ def _part(part: str, name: str, shape: str, meaning: str) -> Hook:
 
 
 HOOKS: tuple[Hook, ...] = (
-    *_tower("dino", "DINOv2", "(batch, camera * (class + registers + patches), d_dino)"),
+    *_tower("dino", "DINOv2", "(batch, camera * (prefix + patches), d_dino)"),
     *_tower("siglip", "SigLIP", "(batch, camera * patches, d_siglip)"),
     Hook(
         "projector.hook_out",

@@ -144,6 +144,19 @@ class Catalogue:
             raise ValueError("no site was named; an empty list would capture or edit nothing")
         return tuple(sorted({site for key in listed for site in self._expand(key)}, key=lambda site: site.order))
 
+    def describe(self, keys: SiteKey | Iterable[SiteKey] = "*") -> str:
+        """Name, shape and meaning of the sites that the keys name, the layers of one name together. To be printed."""
+        rows: dict[str, list[Site]] = {}
+        for site in self.expand(keys):
+            rows.setdefault(site.hook.pattern, []).append(site)
+        lines = []
+        for pattern, sites in rows.items():
+            layers = [site.layer for site in sites if site.layer is not None]
+            span = f"  [{layers[0]}..{layers[-1]}]" if len(layers) > 1 else ""
+            name = pattern if len(layers) > 1 else str(sites[0])
+            lines.append(f"{name}{span}  {sites[0].hook.shape}\n    {sites[0].hook.meaning}")
+        return "\n".join(lines)
+
     def _expand(self, key: object) -> list[Site]:
         if isinstance(key, Site):
             return [self._present(key.hook, key.layer)]

@@ -32,12 +32,14 @@ from nnsight._c import unmount  # noqa: E402
 from nnsight.intervention.interleaver import OutOfOrderError  # noqa: E402
 from nnsight.intervention.tracer import InterleavingTracer  # noqa: E402
 
+from mist_interp.core.hooks import HOOKS  # noqa: E402
 from mist_interp.tracing.locations import Location  # noqa: E402
 
 if unmount is not None and not _MOUNTED_BY_OTHERS:
     unmount("save")
 
 Tensor = torch.Tensor
+SHORT = {hook.short: hook for hook in HOOKS}
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,20 @@ class Engine:
         wrapped = self._wrap()
 
         class NamedTracer(InterleavingTracer):
-            """Plain nnsight tracer whose items are the named activations."""
+            """Plain nnsight tracer whose items, and attributes by their short names, are the named activations."""
+
+            def __getattr__(self, name: str) -> Any:
+                if name == "action":
+                    return keep_after_trace(wrapped.output)
+                if name not in SHORT:
+                    raise AttributeError(f"a trace has neither a method nor a named activation {name!r}")
+                return self[name] if SHORT[name].stack is None else Layers(self, name)
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                if name in SHORT and SHORT[name].stack is None:
+                    self[name] = value
+                else:
+                    super().__setattr__(name, value)
 
             def __getitem__(self, key: Any) -> Tensor:
                 location = find(key)
@@ -188,6 +203,20 @@ class Engine:
                 self._turn.taken = False
 
 
+@dataclass(frozen=True)
+class Layers:
+    """The layers of one name in a trace: `t.resid_post[3]`."""
+
+    tracer: Any
+    name: str
+
+    def __getitem__(self, layer: int) -> Tensor:
+        return self.tracer[self.name, layer]
+
+    def __setitem__(self, layer: int, new: Tensor) -> None:
+        self.tracer[self.name, layer] = new
+
+
 def _follow(worker: Worker, wrapped: NNsight, tracer: Any, forward: Forward) -> None:
     runs = tracer.iter[:] if worker.run is None else tracer.iter[worker.run]
     try:
@@ -214,7 +243,7 @@ def _serve(tap: Tap, view: Any, forward: Forward, run: int) -> None:
             if new is not None:
                 new = location.hide(new.to(device=raw.device, dtype=raw.dtype), raw)
                 if forward.finite:
-                    _demand_finite(new, raw)
+                    _demand_finite(new, raw, port.masks)
         if new is None:
             return
         if port.virtual:
@@ -225,9 +254,11 @@ def _serve(tap: Tap, view: Any, forward: Forward, run: int) -> None:
         raise
 
 
-def _demand_finite(new: Tensor, old: Tensor) -> None:
-    """Refuse values that are not finite where the network's own were; -inf stays allowed where a mask put it."""
+def _demand_finite(new: Tensor, old: Tensor, masks: bool) -> None:
+    """Refuse values that are not finite where the network's own were; where there are masks, -inf is one of them."""
     finite = torch.isfinite(new.detach())
+    if masks:
+        finite = finite | (new.detach() == -torch.inf)
     if bool(finite.all()):
         return
     bad = int((~finite & torch.isfinite(old.detach())).sum())

@@ -8,38 +8,44 @@ hands over named activations, `run_with_hooks` and the scope `hooks` replace the
     with vla.hooks((("mlp_out", 2), lambda x, site: 0.5 * x)):
         vla(inputs)
 
-An edit lives exactly as long as its scope; captured values are those after all edits. With no edit alive, calling the
-object runs the plain network.
+An edit lives exactly as long as its scope; captured values are those after all edits, unless asked otherwise. With no
+edit alive, calling the object runs the plain network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 
 from mist_interp.core.actions import ActionChunk
-from mist_interp.core.axes import TokenAxis, axis_of
+from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.layout import TokenLayout
-from mist_interp.core.names import Catalogue, Site, SiteKey
+from mist_interp.core.names import Catalogue, Layers, Site, SiteKey
 from mist_interp.core.selectors import Selector
 from mist_interp.models.validation import check_inputs
-from mist_interp.tracing.activation import take, token_dim
-from mist_interp.tracing.cache import ActivationCache, Entry
+from mist_interp.tracing.cache import ActivationCache
+from mist_interp.tracing.capture import Capture
+from mist_interp.tracing.changes import Change, Ledger
 from mist_interp.tracing.checks import Report, check
 from mist_interp.tracing.edits import Edit, edits_of
 from mist_interp.tracing.engine import Engine
 from mist_interp.tracing.facts import Facts
+from mist_interp.tracing.gradients import Metric, differentiate
 from mist_interp.tracing.locations import catalogue as catalogue_of
 from mist_interp.tracing.locations import locate
-from mist_interp.tracing.plan import edit_workers, pick_run, pick_sites, read_workers
+from mist_interp.tracing.modules import module_path, sites_at
+from mist_interp.tracing.plan import edit_workers, pick_run, read_workers, sizes_of
+from mist_interp.tracing.scopes import EditScope, LiveEdits
+from mist_interp.tracing.shapes import shapes_of
+from mist_interp.tracing.verbs import skip
 
 # What a user hands over as names: one key or several.
 Names = SiteKey | Iterable[SiteKey]
+When = Literal["before", "after"]
 
 
 class HookedVLA:
@@ -52,7 +58,8 @@ class HookedVLA:
     def __init__(self, policy: Any):
         self.policy = policy
         self._engine = Engine(policy)
-        self._live: list[Edit] = []
+        self._live = LiveEdits()
+        self._changes: tuple[Change, ...] = ()
         self._catalogue: tuple[str, Catalogue] | None = None
 
     @staticmethod
@@ -76,6 +83,13 @@ class HookedVLA:
         options |= {"unnorm_key": unnorm_key, "num_images": num_images, "use_proprio": use_proprio}
         policy = load_policy(path_or_id, **{name: value for name, value in options.items() if value is not None})
         return HookedVLA(policy.eval().requires_grad_(False))
+
+    @staticmethod
+    def tiny(seed: int = 0, **sizes: Any) -> HookedVLA:
+        """A small random policy with the same module tree, for tests; see `mist_interp.models.random_policy`."""
+        from mist_interp.models import random_policy
+
+        return HookedVLA(random_policy(seed=seed, **sizes).requires_grad_(False))
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
@@ -102,16 +116,23 @@ class HookedVLA:
 
     def describe(self, names: Names = "*") -> str:
         """One line per name: shape and meaning, the layers of one name together. To be printed."""
-        rows: dict[str, list[Site]] = {}
-        for site in self.sites(names):
-            rows.setdefault(site.hook.pattern, []).append(site)
-        lines = []
-        for pattern, sites in rows.items():
-            layers = [site.layer for site in sites if site.layer is not None]
-            span = f"  [{layers[0]}..{layers[-1]}]" if len(layers) > 1 else ""
-            name = pattern if len(layers) > 1 else str(sites[0])
-            lines.append(f"{name}{span}  {sites[0].hook.shape}\n    {sites[0].hook.meaning}")
-        return "\n".join(lines)
+        return self.catalogue.describe(names)
+
+    def shapes(self, inputs: PolicyInputs, names: Names = "*", step: int = 0) -> dict[str, tuple[int, ...]]:
+        """Shape of every site in such a query, by full name; nothing is run."""
+        return shapes_of(self.sites(names), self.policy, self.layout(inputs), pick_run(self.policy, step))
+
+    def module(self, name: str) -> torch.nn.Module:
+        """A part of the policy as a plain torch module: "blocks.5.attn", "ln_final", ...; or where a site is read.
+
+        Raises:
+            UnknownName: no such part; `mist_interp.tracing.modules` lists the names.
+        """
+        return self.policy.get_submodule(module_path(name, self.policy, self.catalogue))
+
+    def sites_at(self, name: str) -> tuple[Site, ...]:
+        """The sites that are read at this very module, named as for `module`."""
+        return sites_at(module_path(name, self.policy, self.catalogue), self.policy, self.catalogue)
 
     def layout(self, inputs: PolicyInputs) -> TokenLayout:
         """Names of all tokens of the sequence that these inputs become."""
@@ -119,7 +140,23 @@ class HookedVLA:
 
     def edits(self) -> tuple[Edit, ...]:
         """Edits that are live now, in the order in which they apply where they meet."""
-        return tuple(self._live)
+        return self._live.all
+
+    @property
+    def check_finite(self) -> bool:
+        """Whether an edit that writes a NaN or an infinity over a finite value is an error (FloatingPointError)."""
+        return self._engine.finite
+
+    @check_finite.setter
+    def check_finite(self, check: bool) -> None:
+        self._engine.finite = check
+
+    def changes(self) -> tuple[Change, ...]:
+        """What each live edit did in the last forward: norm of the change and tokens touched, per sample.
+
+        In the order of `edits()` at that forward; empty after a forward without edits, and after one that failed.
+        """
+        return self._changes
 
     def check(self, inputs: PolicyInputs | None = None) -> Report:
         """Verify the attention regime, the layout and that reading changes nothing; see `mist_interp.tracing.checks`.
@@ -138,10 +175,14 @@ class HookedVLA:
     def __call__(self, inputs: PolicyInputs) -> ActionChunk:
         """Answer a query under the live edits; without any, exactly the plain network."""
         inputs = self._ready(inputs)
-        if not self._live:
+        live, self._changes = self._live.here(), ()
+        if not live:
             return self._engine.plain(partial(self.policy, inputs))
-        workers = edit_workers(self._live, self.policy, inputs)
-        return self._engine.traced(partial(self.policy, inputs), workers, inputs.batch_size)
+        ledger = Ledger(inputs.batch_size, self.check_finite)
+        workers = edit_workers(live, self.policy, inputs, ledger)
+        out = self._engine.traced(partial(self.policy, inputs), workers, inputs.batch_size)
+        self._changes = ledger.changes(live)
+        return out
 
     @overload
     def run_with_cache(
@@ -153,6 +194,7 @@ class HookedVLA:
         device: torch.device | str | None = ...,
         dtype: torch.dtype | None = ...,
         step: int | None = ...,
+        when: When = ...,
     ) -> tuple[ActionChunk, ActivationCache]: ...
 
     @overload
@@ -165,6 +207,7 @@ class HookedVLA:
         device: torch.device | str | None = ...,
         dtype: torch.dtype | None = ...,
         step: int | None = ...,
+        when: When = ...,
     ) -> tuple[None, ActivationCache]: ...
 
     def run_with_cache(
@@ -176,8 +219,9 @@ class HookedVLA:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         step: int | None = None,
+        when: When = "after",
     ) -> tuple[ActionChunk | None, ActivationCache]:
-        """Answer a query and keep activations on the way, as they are after all live edits.
+        """Answer a query and keep activations on the way.
 
         Args:
             inputs: the query.
@@ -189,6 +233,8 @@ class HookedVLA:
             dtype: type to keep them in; None leaves it.
             step: which run of the language model to keep, where one query takes several; negative counts from the end.
                 Default: the prefill of base OpenVLA, the last denoising step of a diffusion head.
+            when: keep the values "after" the live edits at the same site, as the network goes on with them, or "before"
+                these, as the edits found them (the effect of edits further up is in them either way).
 
         Returns:
             The action chunk, and the cache.
@@ -198,65 +244,94 @@ class HookedVLA:
             ValueError: a site that this policy lacks, or that comes after `stop_at_layer`.
         """
         inputs = self._ready(inputs)
+        if when not in ("before", "after"):
+            raise UnknownName("time of capture, before or after the edits at a site:", when, ["before", "after"])
         stop = None if stop_at_layer is None else self.catalogue.one(("resid_pre", stop_at_layer))
-        layout, run = self.policy.layout(inputs), pick_run(self.policy, step)
-        sites = pick_sites(self.catalogue, names, tokens, stop, layout)
-        kept: dict[Site, Entry] = {}
-        axes: dict[tuple[str, int], TokenAxis] = {}
-
-        def keep(site: Site, values: torch.Tensor) -> None:
-            dim = token_dim(site)
-            kind, length = site.hook.axis, values.shape[dim]
-            if (kind, length) not in axes:
-                axes[kind, length] = axis_of(kind, layout, length, run)
-            axis, values = axes[kind, length], values.detach()
-            # A copy, because the network may go on writing into its own memory.
-            values = values.clone() if tokens is None else take(values, axis.select(tokens), dim)
-            kept[site] = Entry(values.to(device=device, dtype=dtype).contiguous(), axis)
-
+        capture = Capture.plan(self.policy, inputs, self.catalogue, names, tokens, step, stop, device, dtype)
         # An edit behind the stop has nothing to change in this forward.
-        live = [edit for edit in self._live if stop is None or edit.site.order < stop.order]
-        workers = edit_workers(live, self.policy, inputs) + read_workers(sites, self.policy, run, keep)
+        live = [edit for edit in self._live.here() if stop is None or edit.site.order < stop.order]
+        ledger, self._changes = Ledger(inputs.batch_size, self.check_finite), ()
+        edits = edit_workers(live, self.policy, inputs, ledger)
+        readers = read_workers(capture.sites, self.policy, capture.run, capture.keep)
+        workers = [*edits, *readers] if when == "after" else [*readers, *edits]
         stop_path = None if stop is None else locate(stop, self.policy).path
         out = self._engine.traced(partial(self.policy, inputs), workers, inputs.batch_size, stop_path)
-        kept_tokens = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)
-        entries = {site: kept[site] for site in sites}
-        return out, ActivationCache(entries, layout, self.catalogue, kept_tokens, run, self.policy.model_id)
+        self._changes = ledger.changes(live)
+        return out, capture.cache()
+
+    def run_with_gradients(
+        self,
+        inputs: PolicyInputs,
+        metric: Metric,
+        names: Names | None = None,
+        tokens: Selector | None = None,
+        step: int | None = None,
+        of: SiteKey | None = None,
+    ) -> tuple[ActionChunk, ActivationCache, ActivationCache]:
+        """Answer a query; keep activations, and the gradient of a number with respect to each of them.
+
+        Args:
+            inputs: the query.
+            metric: takes the `ActionChunk` and gives one number, or one per query of the batch.
+            names: sites, as in `run_with_cache`.
+            tokens: keep only these tokens; None keeps all.
+            step: which run of the language model, as in `run_with_cache`.
+            of: let `metric` take the values of this site instead of the action, for example "logits" of a policy whose
+                action tokens are chosen and not computed, or "ln_final.normalized".
+
+        Returns:
+            The action chunk, the cache, and a second cache of the same shape with the gradients; values and gradients
+            are those after the live edits. Where it misleads: see `mist_interp.tracing.gradients`.
+
+        Raises:
+            ValueError: the metric has the wrong shape, or no gradient.
+            UnknownName: a name or a token that does not exist here.
+        """
+        inputs = self._ready(inputs)
+        source = None if of is None else self.site(of)
+        capture = Capture.plan(self.policy, inputs, self.catalogue, names, tokens, step)
+        live, ledger, self._changes = self._live.here(), Ledger(inputs.batch_size, self.check_finite), ()
+        edits = edit_workers(live, self.policy, inputs, ledger)
+        answer = differentiate(self._engine, inputs, capture, edits, metric, source)
+        self._changes = ledger.changes(live)
+        return answer
 
     def run_with_hooks(self, inputs: PolicyInputs, fwd_hooks: Iterable[Any]) -> ActionChunk:
         """Answer a query under some more edits, for this query only; see `hooks`."""
         with self.hooks(*fwd_hooks):
             return self(inputs)
 
-    @contextmanager
-    def hooks(self, *pairs: Any) -> Iterator[HookedVLA]:
+    def hooks(self, *pairs: Any) -> EditScope[HookedVLA]:
         """Scope in which edits are live: `with vla.hooks((site, fn), (site, fn, tokens)): ...`.
 
-        A hook is fn(tensor, site) -> tensor of the same shape, or None to leave it alone (`mist_interp.tracing.edits`).
+        A hook is fn(tensor, site) -> tensor of the same shape, or None to leave it alone (`mist_interp.tracing.edits`),
+        or an edit that is data, `add(...)`, `ablate(...)`, ... (`mist_interp.tracing.verbs`); both may be mixed.
         Scopes nest, in any order and across exceptions: leaving one removes exactly the edits that it added.
 
+        A scope is entered once and by the thread that then runs the policy (`mist_interp.tracing.scopes`).
+
         Raises:
-            UnknownName, ValueError, TypeError: on entry, for a site or a hook that cannot be.
+            UnknownName, ValueError, TypeError: for a site or a hook that cannot be.
         """
-        edits = edits_of(pairs, self.catalogue)
-        self._live = [*self._live, *edits]
-        try:
-            yield self
-        finally:
-            self._live = [edit for edit in self._live if not any(edit is mine for mine in edits)]
+        return EditScope(self, self._live, edits_of(pairs, self.catalogue, sizes_of(self.policy)))
+
+    def skip(self, layers: Layers) -> Any:
+        """Scope in which some blocks leave the residual stream as it is: `with vla.skip([2, 3]): vla(inputs)`."""
+        return self.hooks(skip(layers))
 
     def trace(self, inputs: PolicyInputs) -> Any:
         """Escape hatch: a plain nnsight trace of the policy, whose tracer also knows the names.
 
-        `with vla.trace(inputs) as t: h = t["resid_post", 3]` reads, `t["resid_post", 3] = new` writes, and everything
-        else of nnsight works on `t`. What is read by name is kept after the block. The rules of nnsight apply: the
-        block must stand in a file, and sites must be asked for in the order of the network.
+        `with vla.trace(inputs) as t: h = t["resid_post", 3]` reads, `t["resid_post", 3] = new` writes; so do
+        `t.resid_post[3]`, `t.embed` and, for reading, `t.action`, the policy's answer. Everything else of nnsight works
+        on `t`. What is read by name is kept after the block. The rules of nnsight apply: the block must stand in a
+        file, and sites must be asked for in the order of the network.
 
         Raises:
             RuntimeError: edits are live, which this trace would ignore.
         """
-        if self._live:
-            raise RuntimeError(f"trace() runs without the {len(self._live)} live edits; leave their scope first")
+        if live := self._live.here():
+            raise RuntimeError(f"trace() runs without the {len(live)} live edits; leave their scope first")
         inputs = self._ready(inputs)
         return self._engine.block(inputs, lambda key: locate(self.site(key), self.policy), inputs.batch_size)
 
@@ -268,4 +343,4 @@ class HookedVLA:
     def __repr__(self) -> str:
         cfg = self.cfg
         width = f"{cfg.n_layers} layers of {cfg.d_model}, {cfg.chunk} x {cfg.action_dim} actions, {cfg.attention}"
-        return f"HookedVLA({cfg.model_id!r}, {cfg.variant}, {width}, {len(self._live)} live edits)"
+        return f"HookedVLA({cfg.model_id!r}, {cfg.variant}, {width}, {len(self._live.all)} live edits)"

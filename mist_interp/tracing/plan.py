@@ -15,11 +15,12 @@ import torch
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site
 from mist_interp.core.selectors import Selector
+from mist_interp.tracing.changes import Ledger
 from mist_interp.tracing.edits import Edit
 from mist_interp.tracing.engine import Tap, Worker
 from mist_interp.tracing.locations import locator
 
-Keep = Callable[[Site, torch.Tensor], None]
+Keep = Callable[[Site, torch.Tensor], "torch.Tensor | None"]
 
 
 def runs_per_query(policy: Any) -> int:
@@ -65,8 +66,15 @@ def pick_sites(
     return tuple(site for site in streams if site.hook.axis == "sequence")
 
 
-def edit_workers(edits: Sequence[Edit], policy: Any, inputs: Any) -> list[Worker]:
-    """One worker per edit, in the order in which edits at one place apply.
+def sizes_of(policy: Any) -> dict[str, int]:
+    """Sizes of the language model by their name in the registry's shapes, and its runs per query, for `edits_of`."""
+    llm = policy.config.llm
+    heads = {"head": llm.num_attention_heads, "kv_head": llm.num_key_value_heads, "d_head": llm.head_dim}
+    return {"d_model": llm.hidden_size, "d_mlp": llm.intermediate_size, "runs": runs_per_query(policy), **heads}
+
+
+def edit_workers(edits: Sequence[Edit], policy: Any, inputs: Any, ledger: Ledger | None = None) -> list[Worker]:
+    """One worker per edit, in the order in which edits at one place apply; what they change is noted in the ledger.
 
     Edits of one site apply as they are listed. Different sites may hang on one module (a stream, and the scale of the
     norm that reads it): there the network's order decides, because the later value is computed from the earlier one.
@@ -75,24 +83,28 @@ def edit_workers(edits: Sequence[Edit], policy: Any, inputs: Any) -> list[Worker
         return []
     edits = sorted(edits, key=lambda edit: edit.site.order)
     place = locator(policy)
-    layout = policy.layout(inputs) if any(edit.tokens is not None for edit in edits) else None
+    layout = policy.layout(inputs) if any(edit.needs_layout for edit in edits) else None
     run = None if runs_per_query(policy) > 1 else 0
-    return [Worker((Tap(str(edit.site), place(edit.site), partial(edit.apply, layout=layout)),), run) for edit in edits]
+    taps = [Tap(str(e.site), place(e.site), partial(e.apply, layout=layout, ledger=ledger)) for e in edits]
+    return [Worker((tap,), run) for tap in taps]
 
 
-def read_workers(sites: Sequence[Site], policy: Any, run: int, keep: Keep) -> list[Worker]:
-    """One worker per stretch of the network; `sites` are in its order."""
+def read_workers(sites: Sequence[Site], policy: Any, run: int, keep: Keep, whole: bool = False) -> list[Worker]:
+    """One worker per stretch of the network; `sites` are in its order.
+
+    `keep` gets the values in the registry's shape, or, if `whole`, the network's own tensor, which it may replace.
+    """
     place = locator(policy)
     chains: dict[str, list[Tap]] = {}
     for site in sites:
-        tap = Tap(str(site), place(site), partial(_keep, keep, site))
+        tap = Tap(str(site), place(site), partial(_keep, keep, site), whole)
         chains.setdefault(_stretch(site), []).append(tap)
     repeated = {"llm": run, "head": run}
     return [Worker(taps, repeated.get(stretch, 0)) for stretch, taps in chains.items()]
 
 
-def _keep(keep: Keep, site: Site, values: torch.Tensor, run: int) -> None:
-    keep(site, values)
+def _keep(keep: Keep, site: Site, values: torch.Tensor, run: int) -> torch.Tensor | None:
+    return keep(site, values)
 
 
 def _stretch(site: Site) -> str:

@@ -1,0 +1,88 @@
+"""How does what workers read in one forward become a cache?
+
+A `Capture` is the plan: which sites, which tokens, which run of the language model, where to keep the values. Its
+workers hand it each tensor once, and it keeps a detached copy, because the network may go on writing into its own
+memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mist_interp.core.axes import TokenAxis, axis_of
+from mist_interp.core.layout import TokenLayout
+from mist_interp.core.names import Catalogue, Site
+from mist_interp.core.selectors import Selector
+from mist_interp.tracing.activation import take, token_dim
+from mist_interp.tracing.cache import ActivationCache, Entry
+from mist_interp.tracing.plan import pick_run, pick_sites
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What to keep of one forward.
+
+    Attributes:
+        sites: what, in the order of the network.
+        layout: the meaning of the sequence.
+        catalogue: the names that the policy has.
+        model_id: where its weights came from.
+        run: which run of the language model within the query.
+        tokens: which tokens; None for all.
+        device: where to keep the values; None leaves them where they are.
+        dtype: type to keep them in; None leaves it.
+        kept: what has been kept so far.
+    """
+
+    sites: tuple[Site, ...]
+    layout: TokenLayout
+    catalogue: Catalogue
+    model_id: str
+    run: int
+    tokens: Selector | None = None
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+    kept: dict[Site, Entry] = field(default_factory=dict)
+    _axes: dict[tuple[str, int], TokenAxis] = field(default_factory=dict)
+
+    @staticmethod
+    def plan(
+        policy: Any,
+        inputs: Any,
+        catalogue: Catalogue,
+        names: Any,
+        tokens: Selector | None,
+        step: int | None,
+        stop: Site | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Capture:
+        """Decide what to keep; the arguments are those of `HookedVLA.run_with_cache`."""
+        layout, run = policy.layout(inputs), pick_run(policy, step)
+        sites = pick_sites(catalogue, names, tokens, stop, layout)
+        kept_tokens = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)
+        return Capture(sites, layout, catalogue, policy.model_id, run, kept_tokens, device, dtype)
+
+    def keep(self, site: Site, values: torch.Tensor) -> None:
+        """Keep the wanted tokens of one site."""
+        self.kept[site] = self.entry(site, values)
+
+    def entry(self, site: Site, values: torch.Tensor) -> Entry:
+        """Wanted tokens of the values of one site, in the registry's shape, and what they mean."""
+        dim = token_dim(site)
+        kind, length = site.hook.axis, values.shape[dim]
+        if (kind, length) not in self._axes:
+            self._axes[kind, length] = axis_of(kind, self.layout, length, self.run)
+        axis, values = self._axes[kind, length], values.detach()
+        values = values.clone() if self.tokens is None else take(values, axis.select(self.tokens), dim)
+        return Entry(values.to(device=self.device, dtype=self.dtype).contiguous(), axis)
+
+    def cache(self, kept: Mapping[Site, Entry] | None = None) -> ActivationCache:
+        """The cache of what was kept, or of other entries for the same sites."""
+        found = self.kept if kept is None else kept
+        entries = {site: found[site] for site in self.sites}
+        return ActivationCache(entries, self.layout, self.catalogue, self.tokens, self.run, self.model_id)
