@@ -1,0 +1,68 @@
+"""How does one go on from the middle of a forward pass, under edits?
+
+`RestOfForward(vla, after)` runs what comes after one site of the residual stream, from states that the caller gives.
+A sweep that changes something at block 20 of 32 so pays for 12 blocks and for no camera. Edits that are live on `vla`
+and lie behind `after` apply as in a whole forward; those before it cannot, so the states must already hold them, as the
+values of `run_with_cache` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+
+from mist_interp.core.actions import ActionChunk
+from mist_interp.core.inputs import PolicyInputs
+from mist_interp.core.names import Site, SiteKey
+from mist_interp.models.rest import rest_of
+from mist_interp.tracing.edits import edits_of
+from mist_interp.tracing.hooked import HookedVLA
+from mist_interp.tracing.plan import edit_workers
+
+# The states that enter a block, as several names know them.
+STREAMS = ("hook_embed", "blocks.{i}.hook_resid_pre", "blocks.{i}.hook_resid_post")
+
+
+class RestOfForward:
+    """The network behind one site of the residual stream.
+
+    Attributes:
+        after: the site whose values the caller gives.
+        layer: first block of the language model that runs.
+    """
+
+    def __init__(self, vla: HookedVLA, after: SiteKey):
+        self.vla = vla
+        self.after = after = vla.site(after)
+        if after.hook.pattern not in STREAMS:
+            raise ValueError(f"a forward can go on after hook_embed, resid_pre or resid_post, not after {after}")
+        self.layer = (after.layer or 0) + after.hook.pattern.endswith("resid_post")
+        self._run = rest_of(vla.policy, self.layer)
+
+    def __call__(self, states: torch.Tensor, inputs: PolicyInputs, hooks: Iterable[Any] = ()) -> ActionChunk:
+        """Answer a batch from given states.
+
+        Args:
+            states: (batch, token, d_model), values of the site `after`.
+            inputs: the queries they belong to; only their prompts matter.
+            hooks: more edits for this run, as `HookedVLA.hooks` takes them; they apply after the live ones.
+
+        Raises:
+            ValueError: a hook at a site that this run does not reach.
+        """
+        vla = self.vla
+        asked = edits_of(hooks, vla.catalogue)
+        early = [edit for edit in asked if not self._reaches(edit.site)]
+        if early:
+            raise ValueError(f"{early[0].site} is not computed after {self.after}, where this run starts")
+        edits = [edit for edit in vla.edits() if self._reaches(edit.site)] + asked
+        call = partial(self._run, states, inputs)
+        if not edits:
+            return vla._engine.plain(call)
+        return vla._engine.traced(call, edit_workers(edits, vla.policy, inputs), inputs.batch_size)
+
+    def _reaches(self, site: Site) -> bool:
+        return site.order > self.after.order
