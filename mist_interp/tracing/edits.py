@@ -43,7 +43,7 @@ class Edit:
     Attributes:
         site: where.
         fn: what: a function, see the module's text, or an intervention.
-        tokens: which tokens it gets; None for all. A function then gets padding too, an intervention never does.
+        tokens: which tokens it gets; None for all, padding included (at which no other token looks).
     """
 
     site: Site
@@ -73,18 +73,18 @@ class Edit:
         fn, dim = self.fn, token_dim(self.site)
         if isinstance(fn, Intervention) and fn.step not in (None, run):
             return None
-        selection, count = None, None
+        selection, valid, count = None, None, None
         if layout is not None and self.needs_layout:
             axis = axis_of(self.site.hook.axis, layout, values.shape[dim], run)
             whole = axis.select("all")
-            count = whole.valid.sum(1)
+            valid, count = whole.valid, whole.valid.sum(1)
             if axis is not layout and layout.autoregressive and run > 0:
                 if self.tokens not in _DECODED:
                     return None
             elif self.tokens is not None:
                 selection = axis.select(self.tokens)
-            elif whole.ragged:
-                selection = whole
+            elif isinstance(fn, Intervention) and f"values@{self.site}" in fn.tensors and whole.ragged:
+                selection = whole  # what was captured of each sample has no padding
         piece = values if selection is None else take(values, selection, dim)
         if isinstance(fn, Intervention):
             assert layout is not None
@@ -95,7 +95,7 @@ class Edit:
                 return None
             old, new, changed = piece, answer, answer
         if ledger is not None:
-            ledger.note(self, old, new, None if selection is None else selection.valid, count)
+            ledger.note(self, old, new, valid if selection is None else selection.valid, count)
         return changed if selection is None else put(values, changed, selection, dim)
 
     def _answer(self, fn: HookFunction, values: torch.Tensor) -> torch.Tensor | None:

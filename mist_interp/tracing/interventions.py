@@ -42,7 +42,7 @@ class Intervention:
     Attributes:
         kind: what is done; a key of `mist_interp.tracing.operations.KINDS`.
         sites: where, as keys that a policy resolves: a name, a short form with layers, a pattern.
-        tokens: which tokens; None for all of them. Padding is never touched.
+        tokens: which tokens; None for all of them.
         heads: which heads of a site that has heads; None for all.
         neurons: which entries of the last axis of an MLP site; None for all.
         step: at which run of the language model within one query (base OpenVLA: the action token that is generated;
@@ -240,7 +240,7 @@ def indices(what: str, chosen: int | Sequence[int] | None) -> tuple[int, ...] | 
     """
     if chosen is None:
         return None
-    listed = [chosen] if isinstance(chosen, int) else list(chosen)
+    listed = list(chosen) if isinstance(chosen, Iterable) else [chosen]
     if any(isinstance(i, bool) or not hasattr(i, "__index__") for i in listed):
         raise TypeError(f"{what}={chosen!r}: give a whole number or a list of them")
     numbers = tuple(int(i) for i in listed)
