@@ -6,6 +6,7 @@ tokens are pooled into one vector per site.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ def caching_act(vla: Any, instruction: str, groups: Sequence[TokenGroup]) -> Act
             actions=chunk.to_env()[0].double().cpu().numpy(),
             chunk=chunk.values[0].double().cpu().numpy(),
             activations=activations,
-            edits=tuple(str(edit) for edit in vla.edits()),
+            edits=tuple(json.dumps(change.to_dict()) for change in vla.changes()),
         )
 
     return act

@@ -85,12 +85,21 @@ def resolve_policy(vla: Any) -> Any:
     return HookedVLA.from_pretrained(vla)
 
 
-def run_settings(vla: Any, suite: Any, protocol: Protocol) -> dict[str, Any]:
-    """What must be equal for episodes to belong to one store, as plain values."""
-    return {
+def policy_settings(vla: Any) -> dict[str, Any]:
+    """What must be equal of the policy for activations to belong to one store, as plain values; live edits included."""
+    facts = {
         "model": vla.policy.model_id,
         "variant": vla.policy.variant,
         "weights": weights_fingerprint(vla.policy),
+    }
+    edits = [edit.fn.to_dict() if edit.is_data else str(edit) for edit in vla.edits()]
+    # An edit that is data stands at several sites and is written once.
+    return facts | ({"edits": [edit for i, edit in enumerate(edits) if edit not in edits[:i]]} if edits else {})
+
+
+def run_settings(vla: Any, suite: Any, protocol: Protocol) -> dict[str, Any]:
+    """What must be equal for episodes to belong to one store, as plain values."""
+    return policy_settings(vla) | {
         "suite": suite.name,
         "profile": protocol.profile,
         "resolution": protocol.resolution,

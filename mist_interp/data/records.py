@@ -61,7 +61,8 @@ class Decision:
             was asked.
         activations: column name -> (width,) vector to be kept with the query.
         scores: name -> value of every detector that looked at this query.
-        edits: the edits that were live during the forward pass, as text or JSON; empty means that none was.
+        edits: the edits that were live during the forward pass, one JSON text each, with the norm of what it changed
+            (`mist_interp.tracing.changes.Change.to_dict`), or a name; empty means that none was.
     """
 
     actions: Float[Array, "chunk 7"]

@@ -5,14 +5,14 @@ between it may edit activations, replace the chunk, or leave everything alone. I
 live, *measured* at its site during that very forward pass, because an edit that silently stopped is the one
 fault that no success rate would reveal.
 
-The arms here: `none` (the detector runs in shadow, nothing is touched), a fixed steering direction, and a
-random direction of equal norm as its placebo.
+The arms here: `none` (the detector runs in shadow, nothing is touched), a fixed steering direction, a random
+direction of equal norm as its placebo, and any other edits that are data (`mist_interp.tracing.verbs`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.records import Unit
 from mist_interp.steering.direction import SteeringDirection
+from mist_interp.tracing.interventions import Intervention
 
 WHEN = ("always", "fired", "triggered")
 
@@ -61,7 +62,7 @@ class ArmLog:
 
     Attributes:
         edit: name of the live edit, empty when the policy was left alone.
-        edit_norm: Euclidean norm of the change at the edited site, over all tokens, as measured; 0 without an edit.
+        edit_norm: Euclidean norm of the change, over all tokens and edited sites, as measured; 0 without an edit.
         details: anything else worth a column of JSON.
     """
 
@@ -122,8 +123,7 @@ class Steer:
     name: str = "steer"
 
     def __post_init__(self) -> None:
-        if self.when not in WHEN:
-            raise ValueError(f"arm {self.name!r}: when={self.when!r}; possible: {', '.join(WHEN)}")
+        _check_when(self.name, self.when)
         if not np.isfinite(self.coef):
             raise ValueError(f"arm {self.name!r}: coef={self.coef} is not a finite number")
 
@@ -151,11 +151,47 @@ class Steer:
 
     def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
         """See `Arm`."""
-        live = {"always": True, "fired": query.fired, "triggered": query.triggered}[self.when]
-        if not live or self.coef == 0:
+        if not _live(self.when, query) or self.coef == 0:
             return NoEdit().act(vla, inputs, query)
-        chunk, norm = _steered(vla, inputs, self.direction, self.coef)
-        return chunk, ArmLog(f"{self.name}({self.coef:g})", norm)
+        return _edited(vla, inputs, self.edits(), f"{self.name}({self.coef:g})")
+
+    def edits(self) -> tuple[Intervention, ...]:
+        """What is added, as data; see `ResultsFolder.keep_edits`."""
+        return (self.direction.edit(self.coef),)
+
+
+@dataclass(frozen=True)
+class Intervene:
+    """Apply edits that are data: ablations, patches, knockouts, or several of them together.
+
+    Attributes:
+        changes: the edits, in the order in which they apply.
+        when: as in `Steer`.
+        name: name in tables and folders.
+    """
+
+    changes: tuple[Intervention, ...]
+    when: str = "always"
+    name: str = "edited"
+
+    def __post_init__(self) -> None:
+        _check_when(self.name, self.when)
+        if not self.changes or not all(isinstance(change, Intervention) for change in self.changes):
+            raise ValueError(f"arm {self.name!r} needs edits made by add, scale, ablate, ...; not none, not a function")
+
+    def config(self) -> dict[str, Any]:
+        """See `Arm`."""
+        return {"kind": "edits", "edits": [change.to_dict() for change in self.changes], "when": self.when}
+
+    def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
+        """See `Arm`."""
+        if not _live(self.when, query):
+            return NoEdit().act(vla, inputs, query)
+        return _edited(vla, inputs, self.changes, self.name)
+
+    def edits(self) -> tuple[Intervention, ...]:
+        """The edits; see `ResultsFolder.keep_edits`."""
+        return self.changes
 
 
 def random_direction(
@@ -182,19 +218,20 @@ def _forward(vla: Any, inputs: PolicyInputs) -> ActionChunk:
     return chunk
 
 
-def _steered(vla: Any, inputs: PolicyInputs, direction: SteeringDirection, coef: float) -> tuple[ActionChunk, float]:
-    """The steered answer and the norm of the change that really happened at the site, in the same forward pass."""
-    before: list[Tensor] = []
-    squares = 0.0
+def _check_when(name: str, when: str) -> None:
+    if when not in WHEN:
+        raise ValueError(f"arm {name!r}: when={when!r}; possible: {', '.join(WHEN)}")
 
-    def note(x: Tensor, site: Any) -> None:
-        before.append(x.detach().as_subclass(Tensor).clone())
 
-    def compare(x: Tensor, site: Any) -> None:
-        # An autoregressive policy passes the site several times in one query; all changes count.
-        nonlocal squares
-        squares += float((x.detach().as_subclass(Tensor).double() - before.pop().double()).square().sum())
+def _live(when: str, query: Query) -> bool:
+    return {"always": True, "fired": query.fired, "triggered": query.triggered}[when]
 
-    with vla.hooks((direction.site, note)), direction.scope(vla, coef), vla.hooks((direction.site, compare)):
+
+def _edited(vla: Any, inputs: PolicyInputs, edits: Sequence[Intervention], name: str) -> tuple[ActionChunk, ArmLog]:
+    """The answer under edits, and what each of them really changed, measured in the same forward pass."""
+    outer = len(vla.edits())
+    with vla.hooks(*edits):
         chunk = _forward(vla, inputs)
-    return chunk, squares**0.5
+        changes = vla.changes()[outer:]
+    norm = sum(change.total**2 for change in changes) ** 0.5
+    return chunk, ArmLog(name, norm, {"changes": [change.to_dict() for change in changes]})

@@ -3,7 +3,8 @@
     config.json        settings and provenance of the first start
     plan.jsonl         every episode of the run
     episodes.jsonl     one line per finished or failed episode, on the disk before the next one starts
-    queries/           <arm>/<unit>.parquet, one row per policy query
+    queries/           <arm>/<unit>.parquet, one row per policy query, with the norm of each edit's change
+    edits/             <arm>.safetensors: what the arm does to activations, for `mist_interp.tracing.load_edits`
     videos/            <arm>/<unit>.mp4
     episodes.parquet   the rows as one table, when a process ends
     summary.json       metrics with intervals
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from mist_interp.core.files import append_json_line, read_json_lines, write_atomic
 from mist_interp.core.provenance import provenance
 from mist_interp.evaluation.plan import PlannedEpisode
+from mist_interp.tracing.interventions import Intervention, save_edits
 
 Row = dict[str, Any]
 # A change of these changes rewards and contacts, so rows from both sides cannot be compared.
@@ -129,6 +131,12 @@ class ResultsFolder:
     def queries_path(self, episode: PlannedEpisode) -> Path:
         """Parquet file with the queries of an episode."""
         return self.path / "queries" / episode.arm / f"{episode.unit.key}.parquet"
+
+    def keep_edits(self, arm: str, edits: Sequence[Intervention]) -> None:
+        """Store what an arm does to activations, tensors included, once per run."""
+        path = self.path / "edits" / f"{arm}.safetensors"
+        if not path.exists():
+            save_edits(path, edits)
 
     def video_path(self, episode: PlannedEpisode) -> Path:
         """Video of an episode; exists only where videos were asked for."""

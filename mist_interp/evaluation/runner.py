@@ -129,6 +129,9 @@ def evaluate(
         return Evaluation(folder, len(plan), len(folder.missing(part, retry_errors=retry_errors)))
     policy = resolve_policy(vla)
     folder.start(_settings(policy, suite, arms, protocol, detector), plan)
+    for arm in arms:
+        if edits := getattr(arm, "edits", None):
+            folder.keep_edits(arm.name, edits())
     todo = folder.missing(part, retry_errors=retry_errors)
     done = {row["key"]: row for row in folder.rows()}
     for episode in todo:

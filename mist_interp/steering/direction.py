@@ -34,6 +34,8 @@ from mist_interp.core.provenance import provenance
 from mist_interp.data.activation_set import ActivationSet, StartState, fingerprint, refuse_shared, start_states
 from mist_interp.data.records import Array, Unit
 from mist_interp.steering.contrast import check_comparable, mean_difference
+from mist_interp.tracing.interventions import Intervention
+from mist_interp.tracing.verbs import add
 
 SIGMA = "1 standard deviation of the training projection"
 COMBINATION = "linear combination of directions"
@@ -186,7 +188,7 @@ class SteeringDirection:
         Coefficient 0 sets no hook, so nothing changes, bit for bit. Leaving the scope removes exactly this edit.
 
         Raises:
-            ValueError: the coefficient is not finite; at the first forward, that the width does not fit the site.
+            ValueError: the coefficient is not finite, or the width does not fit the site: made with another model.
         """
         coefficient = float(coef)
         if not np.isfinite(coefficient):
@@ -194,19 +196,14 @@ class SteeringDirection:
         if coefficient == 0.0:
             yield
             return
-        with vla.hooks((self.site, self._adder(coefficient), self.tokens)):
+        with vla.hooks(self.edit(coefficient)):
             yield
 
     steer = scope
 
-    def _adder(self, coefficient: float) -> Any:
-        def add(x: Tensor, site: Site) -> Tensor:
-            if x.shape[-1] != len(self.vector):
-                wide = f"{site} is {x.shape[-1]} wide, this direction {len(self.vector)}"
-                raise ValueError(f"{wide}: it was made with another model")
-            return x + (coefficient * self.vector.double()).to(x)
-
-        return add
+    def edit(self, coef: float = 1.0) -> Intervention:
+        """The edit that a scope makes live, as data: to be saved, compared, or listed beside others in `vla.hooks`."""
+        return add(self.site, self.vector, self.tokens, coef)
 
     # -- algebra
 

@@ -57,9 +57,14 @@ class Edit:
         return f"{what} on {self.site}{where}"
 
     @property
+    def is_data(self) -> bool:
+        """Whether `fn` is an intervention, which can be written into a file, and no function."""
+        return isinstance(self.fn, Intervention)
+
+    @property
     def needs_layout(self) -> bool:
         """Whether `apply` has to know which token is which."""
-        return self.tokens is not None or isinstance(self.fn, Intervention)
+        return self.tokens is not None or self.is_data
 
     def apply(
         self, values: torch.Tensor, run: int, layout: TokenLayout | None, ledger: Ledger | None = None

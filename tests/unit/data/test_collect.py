@@ -18,6 +18,7 @@ from mist_interp.data.plan import Protocol, plan_units, shard_units
 from mist_interp.data.store import RolloutStore
 from mist_interp.models.random import random_policy
 from mist_interp.tracing.hooked import HookedVLA
+from mist_interp.tracing.verbs import add
 
 MADE: list["World"] = []
 
@@ -185,9 +186,16 @@ def test_a_cause_that_hits_every_episode_ends_the_run(vla: HookedVLA, tmp_path: 
 
 
 def test_steering_that_is_live_during_collection_is_recorded(vla: HookedVLA, tmp_path: Path) -> None:
-    with vla.hooks((("resid_post", 0), lambda x, site: x + 1.0)):
+    edit = add(("resid_post", 0), torch.ones(64), "action_read")
+    with vla.hooks(edit):
         store = collect(vla, tmp_path / "edited", tasks=[0], inits=[1])
-    assert all(len(edits) == 1 for edits in store.queries()["edits"])
+    for edits in store.queries()["edits"]:
+        (row,) = map(json.loads, edits)
+        assert row["edit"] == "add(coef=1) on blocks.0.hook_resid_post at 'action_read'"
+        assert row["norm"] == pytest.approx((64 * 56) ** 0.5, rel=1e-3) and row["touched"] == 56 < row["tokens"]
+    assert store.manifest.settings["edits"] == [edit.to_dict()]
+    with pytest.raises(ValueError, match=r"other settings: settings\.edits"):
+        collect(vla, tmp_path / "edited", tasks=[0], inits=[1])
     plain = collect(vla, tmp_path / "plain", tasks=[0], inits=[1])
     assert all(len(edits) == 0 for edits in plain.queries()["edits"])
     assert not np.allclose(store.load(("resid_post", 1))[0], plain.load(("resid_post", 1))[0])

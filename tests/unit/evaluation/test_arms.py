@@ -1,6 +1,8 @@
 """Arms on a real (random) network: edits are measured, gated and gone afterwards."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,15 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
 from mist_interp.data.records import Unit
-from mist_interp.evaluation.arms import NoEdit, Query, Steer, fingerprint, random_direction
+from mist_interp.evaluation.arms import Intervene, NoEdit, Query, Steer, fingerprint, random_direction
 from mist_interp.evaluation.detector import Detector, ProbeScore
+from mist_interp.evaluation.folder import ResultsFolder
 from mist_interp.evaluation.subject import model_facts, resolve_policy, weights_fingerprint
 from mist_interp.models.random import random_policy
 from mist_interp.steering.direction import SteeringDirection
 from mist_interp.tracing.hooked import HookedVLA
+from mist_interp.tracing.interventions import Intervention, load_edits
+from mist_interp.tracing.verbs import ablate, skip
 
 UNIT = Unit("libero_spatial", 0, 0)
 
@@ -77,11 +82,41 @@ def test_an_outer_edit_at_the_same_site_is_not_counted(
 
 def test_a_lost_edit_would_show(vla: HookedVLA, inputs: PolicyInputs, direction: SteeringDirection) -> None:
     class Lost(SteeringDirection):
-        def _adder(self, coefficient: float) -> Any:
-            return lambda x, site: None
+        def edit(self, coef: float = 1.0) -> Intervention:
+            return super().edit(0.0)
 
     lost = Lost(direction.site, direction.vector)
     assert Steer(lost, 1.0).act(vla, inputs, query())[1].edit_norm == 0.0
+
+
+def test_any_edits_that_are_data_make_an_arm(vla: HookedVLA, inputs: PolicyInputs) -> None:
+    edits = (ablate(("z", 1), head=2, tokens="action_read"), skip(3))
+    arm = Intervene(edits, name="cut")
+    chunk, log = arm.act(vla, inputs, query())
+    assert torch.equal(chunk.values, vla.run_with_hooks(inputs, edits).values) and vla.edits() == ()
+    rows = log.details["changes"]
+    assert [row["edit"].split(" ")[2] for row in rows] == [
+        "blocks.1.attn.hook_z",
+        "blocks.3.hook_attn_out",
+        "blocks.3.hook_mlp_out",
+    ]
+    assert all(row["norm"] > 0 for row in rows) and rows[0]["touched"] == 56 < rows[1]["touched"] == rows[1]["tokens"]
+    assert log.edit == "cut" and log.edit_norm == pytest.approx(sum(row["norm"] ** 2 for row in rows) ** 0.5)
+    assert json.loads(json.dumps(arm.config()))["edits"] == [edit.to_dict() for edit in edits]
+    assert Intervene(edits, "fired").act(vla, inputs, query(fired=False))[1].edit == ""
+    with pytest.raises(ValueError, match="not a function"):
+        Intervene((lambda x, site: x,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="always, fired, triggered"):
+        Intervene(edits, "sometimes")
+
+
+def test_a_run_keeps_what_its_arms_do(tmp_path: Path, direction: SteeringDirection) -> None:
+    folder = ResultsFolder(tmp_path)
+    for arm in (Steer(direction, 1.5), Intervene((skip(3),), name="cut")):
+        for _ in range(2):
+            folder.keep_edits(arm.name, arm.edits())
+    assert load_edits(tmp_path / "edits" / "steer.safetensors") == [direction.edit(1.5)]
+    assert load_edits(tmp_path / "edits" / "cut.safetensors") == [skip(3)]
 
 
 @pytest.mark.parametrize(

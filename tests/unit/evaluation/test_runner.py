@@ -16,8 +16,10 @@ import pytest
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import read_json_lines
 from mist_interp.evaluation import Detector, NoEdit, Protocol, SettingsDiffer, evaluate
-from mist_interp.evaluation.arms import ArmLog
+from mist_interp.evaluation.arms import ArmLog, Intervene
 from mist_interp.evaluation.progress import Progress
+from mist_interp.tracing.interventions import load_edits
+from mist_interp.tracing.verbs import skip
 from tests.unit.evaluation.fakes import FakeEnv, FakeSuite, FakeVLA, make_fake_env, position_score
 
 DETECTOR = Detector(position_score, threshold=0.3, name="position")
@@ -57,6 +59,19 @@ def test_a_full_run_writes_everything_and_nothing_runs_twice(tmp_path: Path) -> 
     again = FakeVLA()
     assert run(tmp_path, again).to_run == 0 and again.calls == []
     assert len(read_json_lines(tmp_path / "episodes.jsonl")) == 18
+
+
+def test_edits_that_are_data_are_kept_with_the_run(tmp_path: Path) -> None:
+    """The arm never acts here (nothing triggers it); its edit is on the disk all the same, before the first episode."""
+    arms = (NoEdit(), Intervene((skip(3),), "triggered", "cut"))
+    few: dict[str, Any] = {"inits": (0,), "tasks": (0,), "detector": None}
+    run(tmp_path, arms=arms, **few)
+    assert load_edits(tmp_path / "edits" / "cut.safetensors") == [skip(3)]
+    stored = json.loads((tmp_path / "config.json").read_text())["settings"]["arms"]["cut"]
+    assert stored == {"kind": "edits", "edits": [skip(3).to_dict()], "when": "triggered"}
+    run(tmp_path, arms=arms, **few)
+    with pytest.raises(SettingsDiffer, match=r"arms\.cut"):
+        run(tmp_path, arms=(NoEdit(), Intervene((skip(2),), "triggered", "cut")), **few)
 
 
 def test_one_environment_per_task(tmp_path: Path) -> None:

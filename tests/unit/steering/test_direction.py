@@ -20,6 +20,8 @@ from mist_interp.core.names import Site
 from mist_interp.data.activation_set import ActivationSet
 from mist_interp.data.records import Unit
 from mist_interp.steering import SteeringDirection
+from mist_interp.tracing.edits import Edit
+from mist_interp.tracing.interventions import load_edits, save_edits
 
 SITE = Site("blocks.3.hook_resid_post")
 WIDTH = 24
@@ -43,7 +45,7 @@ def axis(place: int) -> np.ndarray:
 
 @dataclass
 class FakeVLA:
-    """Applies its hooks to one tensor, newest last, as the real one does."""
+    """Applies its edits to one tensor, newest last, as the real one does."""
 
     live: list[Any] = field(default_factory=list)
 
@@ -57,9 +59,8 @@ class FakeVLA:
                 self.live.remove(pair)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        for site, hook, tokens in self.live:
-            mask, values = LAYOUT.mask(tokens), values.clone()
-            values[mask] = hook(values[mask][None], site)[0]
+        for edit in self.live:
+            values = Edit(SITE, edit, edit.tokens).apply(values, 0, LAYOUT)
         return values
 
 
@@ -185,6 +186,14 @@ def test_a_bad_coefficient_or_width_is_an_error(direction: SteeringDirection) ->
         pass
     with direction.scope(vla, 1.0), pytest.raises(ValueError, match="8 wide"):
         vla(torch.zeros(2, LAYOUT.length, 8))
+
+
+def test_the_edit_of_a_scope_can_be_written_down(direction: SteeringDirection, tmp_path: Path) -> None:
+    vla = FakeVLA()
+    with direction.scope(vla, -2.0):
+        assert vla.live == [direction.edit(-2.0)] != [direction.edit(2.0)]
+        save_edits(tmp_path / "edits", vla.live)
+    assert load_edits(tmp_path / "edits") == [direction.edit(-2.0)]
 
 
 # -- algebra, placebo, files

@@ -80,6 +80,6 @@ def test_two_directions_add_up_whatever_the_order(vla: HookedVLA, inputs: Policy
 
 def test_a_direction_of_another_model_is_an_error(vla: HookedVLA, inputs: PolicyInputs) -> None:
     wrong = SteeringDirection(vla.site(("resid_post", 1)), torch.ones(7))
-    with pytest.raises(Exception, match="7: it was made with another model"), wrong.scope(vla, 1.0):
+    with pytest.raises(Exception, match=r"\(7,\): it was made with another model"), wrong.scope(vla, 1.0):
         vla(inputs)
     assert vla.edits() == ()
