@@ -120,8 +120,12 @@ HOOKS: tuple[Hook, ...] = (
     _part("ln1", "scale", SCALE, "Root mean square by which the norm before the attention of block i divides."),
     _part("ln1", "normalized", TOKENS, "Residual stream after that norm, its weight included: what q, k and v read."),
     _attention("q", HEADS, "Queries of block i, after the rotary position embedding."),
-    _attention("k", KV_HEADS, "Keys of block i, after the rotary position embedding."),
-    _attention("v", KV_HEADS, "Values of block i."),
+    _attention(
+        "k",
+        KV_HEADS,
+        "Keys of block i, after the rotary position embedding; of the tokens that this run of the model reads.",
+    ),
+    _attention("v", KV_HEADS, "Values of block i; of the tokens that this run of the model reads."),
     _attention(
         "attn_scores", PAIRS, "Attention logits of block i before the softmax, mask added (eager only).", "pattern"
     ),

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Int
 
 from mist_interp.core.actions import ACTION_NAMES
 from mist_interp.core.errors import UnknownName
+from mist_interp.core.regions import covered
 from mist_interp.core.selectors import Selection, Selector, Target, as_range, parse
 
 CAMERAS = ("agentview", "wrist")
@@ -183,6 +184,41 @@ class TokenLayout:
         """
         return Selection.from_rows([self._find(words, b) for b in range(self.batch_size)])
 
+    def patch(self, camera: str, row: int, col: int) -> str:
+        """Selector of one patch, rows and columns counted from either end: "agentview[3, 5]".
+
+        Raises:
+            UnknownName: no such camera.
+            IndexError: a row or column outside.
+        """
+        self._demand_camera(camera)
+        (row,), (col,) = as_range(row, self.grid[0], f"{camera} row"), as_range(col, self.grid[1], f"{camera} column")
+        return f"{camera}[{row}, {col}]"
+
+    def region(self, camera: str, where: Any, cover: float = 0.5) -> tuple[str, ...]:
+        """Selectors of the patches that a part of the picture covers, for `tokens=`.
+
+        Args:
+            camera: whose patches.
+            where: a box (top, left, bottom, right) in fractions of the picture, from 0 at the top left to 1; or a mask
+                (height, width), array or tensor, not 0 where the picture counts. The picture is the one that the
+                network sees: upright, and cropped if the policy crops its frames.
+            cover: share of a patch's area that must be covered.
+
+        Raises:
+            UnknownName: no such camera.
+            ValueError: a box or mask that cannot be, or one that covers no patch.
+        """
+        self._demand_camera(camera)
+        shares = covered(where, self.grid)
+        chosen = [tuple(place) for place in (shares >= max(cover, 1e-9)).nonzero().tolist()]
+        if not chosen:
+            raise ValueError(
+                f"no patch of {camera} is covered by at least {cover:g}; the best has {float(shares.max()):.2f}: "
+                "lower `cover`"
+            )
+        return tuple(self.patch(camera, row, col) for row, col in chosen)
+
     def labels(self, selector: Selector = "all", sample: int = 0) -> list[str]:
         """One readable label per selected token of one sample: "agentview r3c11", "'bowl'", "read t0.dz"."""
         selection = self.select(selector)
@@ -247,8 +283,7 @@ class TokenLayout:
                 raise UnknownName("segment with words", target.segment, ["text"])
             return self._find(target.words, sample)
         if target.rows is not None and target.cols is not None:
-            if target.segment not in self.cameras:
-                raise UnknownName("camera", target.segment, self.cameras)
+            self._demand_camera(target.segment)
             rows = as_range(target.rows, self.grid[0], f"{target.segment} row")
             cols = as_range(target.cols, self.grid[1], f"{target.segment} column")
             return [span[row * self.grid[1] + col] for row in rows for col in cols]
@@ -282,6 +317,10 @@ class TokenLayout:
         if not found:
             raise UnknownName(f"word in the prompt {text.strip()!r}", words, dict.fromkeys(text.split()))
         return [1 + self.n_extra + k for k in found]
+
+    def _demand_camera(self, camera: str) -> None:
+        if camera not in self.cameras:
+            raise UnknownName("camera", camera, self.cameras)
 
     def _action_label(self, place: int) -> str:
         return f"t{place // self.action_dim}.{self.action_names[place % self.action_dim]}"

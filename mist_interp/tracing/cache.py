@@ -1,15 +1,15 @@
 """What is left of one forward pass once it is over?
 
-An `ActivationCache`: detached copies of the named activations, taken after all edits, with the meaning of their
-tokens. It knows the names and the layout and never the network, so keeping a cache keeps no weights alive; its size is
-the sum of its tensors. Everything that changes it returns a new cache.
+An `ActivationCache`: detached copies of the named activations, taken after (or before) the edits, with the meaning of
+their tokens. It knows the names and the layout and never the network, so keeping a cache keeps no weights alive; its
+size is the sum of its tensors. Everything that changes it returns a new cache.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site, SiteKey
 from mist_interp.core.selectors import Selector, as_range
+from mist_interp.tracing import decomposition
 from mist_interp.tracing.activation import NamedActivation, locate, take, token_dim
+from mist_interp.tracing.decomposition import Mode, ResidualStack
 
 FORMAT = "mist_interp.ActivationCache/1"
 
@@ -107,6 +109,36 @@ class ActivationCache:
         if not sites:
             raise UnknownName("captured site", short, map(str, self.entries))
         return torch.stack([self.entries[site].values for site in sites])
+
+    # -- terms of the residual stream, see `mist_interp.tracing.decomposition` --------------------------------------
+
+    def accumulated_resid(
+        self, layer: int | None = None, incl_mid: bool = False, tokens: Selector | None = None
+    ) -> ResidualStack:
+        """The stream at every depth: (row, batch, token, d_model) and labels "0_pre", ..., "final_post"."""
+        return decomposition.accumulated_resid(self, layer, incl_mid, tokens)
+
+    def decompose_resid(
+        self, layer: int | None = None, mode: Mode = "all", tokens: Selector | None = None, rest: bool = False
+    ) -> ResidualStack:
+        """Embeddings, and what every attention and MLP added: rows "embed", "0_attn_out", "0_mlp_out", ..."""
+        return decomposition.decompose_resid(self, layer, mode, tokens, rest)
+
+    def stack_head_results(
+        self, layer: int | None = None, tokens: Selector | None = None, rest: bool = False
+    ) -> ResidualStack:
+        """What every head added: rows "L0H0", ...; needs "result" among the captured names."""
+        return decomposition.stack_head_results(self, layer, tokens, rest)
+
+    def stack_neuron_results(
+        self, vla: Any, layer: int, neurons: Sequence[int] | None = None, tokens: Selector | None = None
+    ) -> ResidualStack:
+        """What neurons of one MLP added: rows "L3N17", ...; needs "mlp.post", and the policy for its weights."""
+        return decomposition.stack_neuron_results(self, vla, layer, neurons, tokens)
+
+    def get_full_resid_decomposition(self, layer: int | None = None, tokens: Selector | None = None) -> ResidualStack:
+        """Heads, MLPs, embeddings and a rest; the rows sum to the stream entering `layer` (None: leaving the last)."""
+        return decomposition.full_resid_decomposition(self, layer, tokens)
 
     # -- new caches -------------------------------------------------------------------------------------------------
 

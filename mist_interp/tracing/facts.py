@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -26,6 +27,7 @@ class Facts:
         chunk: action steps per query.
         action_names: meaning of the numbers of one action.
         use_proprio: whether the robot state enters as one token.
+        norm_stats: by dataset, the statistics that map actions and robot state to the network's units.
     """
 
     model_id: str
@@ -43,6 +45,7 @@ class Facts:
     chunk: int
     action_names: tuple[str, ...]
     use_proprio: bool
+    norm_stats: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def action_dim(self) -> int:
@@ -70,4 +73,5 @@ class Facts:
             chunk=config.chunk_size,
             action_names=tuple(config.action_names),
             use_proprio=config.use_proprio,
+            norm_stats=config.norm_stats or {},
         )

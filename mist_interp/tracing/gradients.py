@@ -47,13 +47,13 @@ def differentiate(
     held: dict[Site, torch.Tensor] = {}
 
     def hold(site: Site, raw: torch.Tensor) -> torch.Tensor | None:
-        virtual = place(site).port.virtual
-        # The copy of a tensor that the network never forms is what its output then depends on.
-        tensor = raw.clone() if virtual else raw
+        derived = place(site).port.derived
+        # The copy of a tensor that was computed here is what the network then goes on with.
+        tensor = raw.clone() if derived else raw
         if not tensor.requires_grad:
             tensor.requires_grad_(True)
         held[site] = tensor
-        return tensor if virtual else None
+        return tensor if derived else None
 
     sites = capture.sites if of is None else tuple(sorted({*capture.sites, of}, key=lambda site: site.order))
     with torch.enable_grad():

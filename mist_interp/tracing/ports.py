@@ -33,13 +33,15 @@ class Port:
         name: tells the ports of one module apart.
         get: takes the tracer's view of the module, gives the tensor.
         put: takes the view, a new tensor of the same shape and the old one.
-        virtual: whether the network itself never holds this tensor.
+        derived: whether `get` may compute a new tensor, so that the network goes on with it only once it is put back.
+        virtual: whether the network itself never holds this tensor (which is then derived, too).
         masks: whether -infinity is a value that an edit may write, as in scores that are not to be seen.
     """
 
     name: str
     get: Callable[[Any], Tensor]
     put: Callable[[Any, Tensor, Tensor], None]
+    derived: bool = False
     virtual: bool = False
     masks: bool = False
 
@@ -89,21 +91,37 @@ def _softmax(view: Any) -> Any:
     return _attention_call(view).source.nn_functional_softmax_0
 
 
-def _attention_argument(name: str, place: int) -> Port:
-    """One of q, k, v as the attention function gets them: (batch, head, token, d_head), after rotation."""
+def _get_query(view: Any) -> Tensor:
+    return _attention_call(view).inputs[0][1]
+
+
+def _put_query(view: Any, new: Tensor, old: Tensor) -> None:
+    call = _attention_call(view)
+    (module, _, *others), keywords = call.inputs
+    call.inputs = ((module, new, *others), keywords)
+
+
+def _of_this_run(name: str, place: int) -> Port:
+    """Keys or values of the tokens that this run reads; base OpenVLA's attention also gets those of earlier runs."""
 
     def get(view: Any) -> Tensor:
-        return _attention_call(view).inputs[0][place]
+        arguments = _attention_call(view).inputs[0]
+        read = arguments[1].shape[2]
+        return arguments[place] if arguments[place].shape[2] == read else arguments[place][:, :, -read:]
 
     def put(view: Any, new: Tensor, old: Tensor) -> None:
         call = _attention_call(view)
         arguments, keywords = call.inputs
-        call.inputs = ((*arguments[:place], new, *arguments[place + 1 :]), keywords)
+        earlier = arguments[place].shape[2] - new.shape[2]
+        whole = torch.cat([arguments[place][:, :, :earlier], new], dim=2) if earlier else new
+        call.inputs = ((*arguments[:place], whole, *arguments[place + 1 :]), keywords)
 
-    return Port(name, get, put)
+    return Port(name, get, put, derived=True)
 
 
-QUERY, KEY, VALUE = (_attention_argument(name, place) for place, name in enumerate(("query", "key", "value"), 1))
+# The arguments of the attention function, after rotation: (batch, head, token, d_head).
+QUERY = Port("query", _get_query, _put_query)
+KEY, VALUE = _of_this_run("key", 2), _of_this_run("value", 3)
 
 
 def _put_scores(view: Any, new: Tensor, old: Tensor) -> None:
@@ -130,7 +148,7 @@ def head_results(n_heads: int) -> Port:
         out = view.output
         view.output = out + (new - old).sum(-2).to(out.dtype)
 
-    return Port("result", get, put, virtual=True)
+    return Port("result", get, put, derived=True, virtual=True)
 
 
 def _get_scale(view: Any) -> Tensor:
@@ -145,4 +163,4 @@ def _put_scale(view: Any, new: Tensor, old: Tensor) -> None:
     view.output = (out * (old / new)).to(out.dtype)
 
 
-SCALE = Port("scale", _get_scale, _put_scale, virtual=True)
+SCALE = Port("scale", _get_scale, _put_scale, derived=True, virtual=True)

@@ -170,3 +170,49 @@ def test_what_cannot_be_selected_says_so(selector, error, text):
 def test_layouts_that_cannot_be(changes):
     with pytest.raises(ValueError):
         small(**changes)
+
+
+def test_a_patch_is_a_selector():
+    layout = small()
+    assert layout.patch("wrist", 1, -1) == "wrist[1, 2]"
+    assert layout.labels(layout.patch("agentview", 0, 1)) == ["agentview r0c1"]
+    with pytest.raises(UnknownName, match="'wrist'"):
+        layout.patch("wirst", 0, 0)
+    with pytest.raises(IndexError, match="wrist column 3"):
+        layout.patch("wrist", 0, 3)
+
+
+def test_a_region_is_the_patches_that_it_covers():
+    layout = small()
+    assert layout.region("wrist", (0, 0, 1, 1)) == tuple(f"wrist[{r}, {c}]" for r in range(2) for c in range(3))
+    assert layout.region("agentview", (0, 1 / 3, 0.5, 2 / 3)) == ("agentview[0, 1]",)
+    assert layout.region("agentview", (0, 0, 0.2, 0.3), cover=0.3) == ("agentview[0, 0]",)
+    assert len(layout.select(layout.region("wrist", (0, 0, 1, 1))).index[0]) == 6
+    mask = torch.zeros(8, 12)
+    mask[4:, 4:10] = 7
+    assert layout.region("wrist", mask) == ("wrist[1, 1]", "wrist[1, 2]")
+    assert layout.region("wrist", mask.numpy(), cover=0.9) == ("wrist[1, 1]",)
+
+
+@pytest.mark.parametrize(
+    "where, text",
+    [
+        (torch.zeros(8, 12), "no patch of wrist is covered by at least 0.5; the best has 0.00"),
+        ((0, 0, 0.2, 0.3), "the best has 0.36"),
+        (torch.ones(7, 12), "multiples of the 2 x 3"),
+        ((0.5, 0, 0.5, 1), "expected fractions"),
+        ((0, 0, 56, 28), "expected fractions"),
+    ],
+)
+def test_a_region_that_cannot_be(where, text):
+    with pytest.raises(ValueError, match=text):
+        small().region("wrist", where)
+
+
+@given(layouts, st.data())
+def test_regions_of_a_grid_of_boxes_partition_the_picture(layout, data):
+    camera = data.draw(st.sampled_from(layout.cameras))
+    rows, cols = layout.grid
+    row, col = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
+    inner = (row / rows, col / cols, (row + 1) / rows, (col + 1) / cols)
+    assert layout.region(camera, inner, cover=0.99) == (layout.patch(camera, row, col),)

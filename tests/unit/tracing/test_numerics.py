@@ -28,9 +28,12 @@ def test_reading_changes_nothing(any_vla):
 def test_an_edit_that_does_nothing_is_bit_identical_at_every_site(any_vla):
     inputs = noise_inputs(any_vla)
     plain = any_vla(inputs)
-    for site in any_vla.sites():
-        edited = any_vla.run_with_hooks(inputs, [(site, lambda x, site: x.clone())])
-        assert torch.equal(plain.values, edited.values), site
+    one_by_one = (
+        [site for site in any_vla.sites() if site.layer in (None, 1)] if any_vla.cfg.attention == "eager" else []
+    )
+    for sites in ["*", *one_by_one]:
+        edited = any_vla.run_with_hooks(inputs, [(sites, lambda x, site: x.clone())])
+        assert torch.equal(plain.values, edited.values), sites
     for idle in (lambda x, site: None, lambda x, site: x):
         assert torch.equal(plain.values, any_vla.run_with_hooks(inputs, [("*", idle)]).values)
 
