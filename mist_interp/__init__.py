@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mist_interp.core.inputs import PolicyInputs as PolicyInputs
     from mist_interp.core.layout import TokenLayout as TokenLayout
     from mist_interp.core.names import Site as Site
+    from mist_interp.data.activations import collect as collect
     from mist_interp.probing.probe import Probe as Probe
     from mist_interp.steering.direction import SteeringDirection as SteeringDirection
     from mist_interp.tracing.cache import ActivationCache as ActivationCache
@@ -27,6 +28,7 @@ _HOMES = {
     "TokenLayout": "mist_interp.core.layout",
     "Probe": "mist_interp.probing.probe",
     "SteeringDirection": "mist_interp.steering.direction",
+    "collect": "mist_interp.data.activations",
 }
 __all__ = list(_HOMES)
 

@@ -42,19 +42,41 @@ def pool_tokens(values: Float[Tensor, "batch tokens width"], pool: str) -> Float
     return POOLS[pool](values)
 
 
+def pooled(cache: Any, site: SiteKey, tokens: str, pool: str) -> Float[Tensor, "batch row"]:
+    """One row per sample of a captured site; samples may have different numbers of tokens, unless they stay (`flat`).
+
+    Raises:
+        ValueError: `flat`, and the samples have different numbers of tokens.
+    """
+    if not cache[site].axis.select(tokens).ragged:
+        return pool_tokens(cache[site].at(tokens), pool)
+    if pool == "flat":
+        raise ValueError(f"the samples have different numbers of {tokens!r} tokens, so flat rows differ in width")
+    return torch.cat([pool_tokens(cache[sample][site].at(tokens), pool) for sample in range(cache.batch_size)])
+
+
+def change_texts(vla: Any, sample: int = 0) -> tuple[str, ...]:
+    """What the live edits did to one sample in the last forward, one JSON text each."""
+    return tuple(json.dumps(change.to_dict(sample)) for change in vla.changes())
+
+
 def token_groups(
-    vla: Any, sites: SiteKey | Sequence[SiteKey], tokens: str | Sequence[str], pool: str
+    vla: Any,
+    sites: SiteKey | Sequence[SiteKey],
+    tokens: str | Sequence[str],
+    pool: str,
+    dtype: str = "float16",
 ) -> tuple[TokenGroup, ...]:
     """One group per token selector, each with all sites that the keys name in this policy.
 
     Raises:
-        UnknownName: a site or a pooling that there is not.
+        UnknownName: a site, a pooling or a type that there is not.
     """
     selectors = [tokens] if isinstance(tokens, str) else list(tokens)
     names = tuple(site.name for site in vla.sites(sites))
     if pool not in POOLS:
         raise UnknownName("pooling", pool, POOLS)
-    return tuple(TokenGroup(selector, names, pool) for selector in selectors)
+    return tuple(TokenGroup(selector, names, pool, dtype) for selector in selectors)
 
 
 def caching_act(vla: Any, instruction: str, groups: Sequence[TokenGroup]) -> Act:
@@ -70,13 +92,13 @@ def caching_act(vla: Any, instruction: str, groups: Sequence[TokenGroup]) -> Act
         activations: dict[str, Array] = {}
         for group in groups:
             for site in group.sites:
-                row = pool_tokens(cache[site].at(group.tokens), group.pool)[0]
+                row = pooled(cache, site, group.tokens, group.pool)[0]
                 activations[group.key(site)] = row.float().cpu().numpy()
         return Decision(
             actions=chunk.to_env()[0].double().cpu().numpy(),
             chunk=chunk.values[0].double().cpu().numpy(),
             activations=activations,
-            edits=tuple(json.dumps(change.to_dict()) for change in vla.changes()),
+            edits=change_texts(vla),
         )
 
     return act

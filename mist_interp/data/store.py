@@ -3,7 +3,7 @@
     folder/
       manifest.json                    settings, token groups, column -> site, schema version
       queries/<episode>.parquet        one row per policy query
-      activations/<group>/<episode>.parquet   one column per site, float16
+      activations/<group>/<episode>.parquet   one column per site, float16 (or float32)
       episodes/<episode>.parquet       one row; written last, so an episode exists exactly when this file does
 
 Every file is replaced atomically: a killed process loses at most the episode in flight, several processes may append
@@ -32,10 +32,11 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site, SiteKey
 from mist_interp.data.records import Array, EpisodeRecord
-from mist_interp.data.tables import activation_table, episode_table, query_table, read_episode
+from mist_interp.data.tables import DTYPES, activation_table, episode_table, query_table, read_episode
 
 SCHEMA_VERSION = 1
-SELECTIONS = ("iid", "balanced")
+INPUTS = "inputs"
+SELECTIONS = ("iid", "balanced", INPUTS)
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,17 @@ class TokenGroup:
         tokens: token selector, e.g. `action_read`, `vision`, `action_read.dz`.
         pool: how the selected tokens become one vector: `mean`, `first`, `last` or `flat` (side by side).
         sites: full names of the sites, e.g. `blocks.3.hook_resid_post`.
+        dtype: type in which the values are stored, `float16` or `float32`.
     """
 
     tokens: str
     sites: tuple[str, ...]
     pool: str = "mean"
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UnknownName("type of stored activations", self.dtype, DTYPES)
 
     @property
     def name(self) -> str:
@@ -85,7 +92,8 @@ class Manifest:
         groups: which activations are kept.
         settings: everything that defines the run as plain JSON values: model, suite, profile, limits.
         selection: `iid` when units were run as planned, `balanced` when episodes were chosen by outcome. No success
-            rate may be computed from a balanced store.
+            rate may be computed from a balanced store. `inputs` when queries were given and nothing was run: there are
+            no outcomes at all.
         version: of this layout.
     """
 
@@ -180,7 +188,7 @@ class RolloutStore:
             raise ValueError("this is a view of some episodes; append to the whole store")
         tables = {
             self.folder / "activations" / group.name: activation_table(
-                episode, {site: group.key(site) for site in group.sites}
+                episode, {site: group.key(site) for site in group.sites}, group.dtype
             )
             for group in self.manifest.groups
         }
@@ -222,6 +230,20 @@ class RolloutStore:
         frame = self._read("episodes").to_pandas()
         frame.attrs["selection"] = self.manifest.selection
         return frame
+
+    def check_outcomes(self) -> None:
+        """Refuse a store whose queries were given and not run.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.manifest.selection == INPUTS:
+            raise ValueError(f"{self.folder} holds queries that were given and not run: they have no outcome")
+
+    def row(self, key: str) -> dict[str, Any]:
+        """One row of `episodes`, without looking at the others."""
+        row: dict[str, Any] = pq.read_table(self.folder / "episodes" / f"{key}.parquet").to_pylist()[0]
+        return row
 
     def queries(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row per policy query, in the order of `load`.

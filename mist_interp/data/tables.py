@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from mist_interp.data.records import Array, ContactRecord, EpisodeRecord, QueryRecord, Unit
 
-FLOAT16_MAX = float(np.finfo(np.float16).max)
+# Types in which activations are stored, and the largest number that each holds.
+DTYPES = {name: float(np.finfo(name).max) for name in ("float16", "float32")}
 
 # Full precision, so that an episode can be replayed bit for bit from its record.
 _FLOATS = pa.list_(pa.float64())
@@ -124,12 +125,13 @@ def query_table(episode: EpisodeRecord) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=QUERY_SCHEMA)
 
 
-def activation_table(episode: EpisodeRecord, columns: Mapping[str, str]) -> pa.Table:
-    """The activations of one token group, one fixed-length float16 list per site and query.
+def activation_table(episode: EpisodeRecord, columns: Mapping[str, str], dtype: str = "float16") -> pa.Table:
+    """The activations of one token group, one fixed-length list per site and query.
 
     Args:
         episode: every query must have every activation of `columns`.
         columns: name of the Parquet column -> name of the activation in the queries.
+        dtype: type of the stored values, one of `DTYPES`.
 
     Raises:
         KeyError: a query lacks an activation.
@@ -141,13 +143,13 @@ def activation_table(episode: EpisodeRecord, columns: Mapping[str, str]) -> pa.T
         "query": pa.array([query.index for query in episode.queries], pa.int32()),
     }
     for column, name in columns.items():
-        values = to_float16(_stacked(episode.queries, name), what=f"{name} of episode {episode.key}")
+        values = stored_as(dtype, _stacked(episode.queries, name), what=f"{name} of episode {episode.key}")
         arrays[column] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     return pa.table(arrays)
 
 
-def to_float16(values: Array, what: str) -> Array:
-    """`values` as float16.
+def stored_as(dtype: str, values: Array, what: str) -> Array:
+    """`values` in the type in which they are stored.
 
     Raises:
         ValueError: a value is not finite.
@@ -155,10 +157,10 @@ def to_float16(values: Array, what: str) -> Array:
     """
     if not np.isfinite(values).all():
         raise ValueError(f"{what} contains values that are not finite; nothing was stored")
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest > FLOAT16_MAX:
-        raise OverflowError(f"{what} reaches {largest:.4g}, beyond float16's {FLOAT16_MAX:.0f}; nothing was stored")
-    return values.astype(np.float16)
+    largest, limit = float(np.abs(values).max(initial=0.0)), DTYPES[dtype]
+    if largest > limit:
+        raise OverflowError(f"{what} reaches {largest:.4g}, beyond {dtype}'s {limit:.5g}; nothing was stored")
+    return values.astype(dtype)
 
 
 def _stacked(queries: Sequence[QueryRecord], name: str) -> Array:

@@ -182,9 +182,8 @@ def pair(rows: pd.DataFrame | Iterable[Mapping[str, Any]], arms: Sequence[str] |
         arms: the arms to pair; those that occur when left out.
 
     Raises:
-        ValueError: the rows were balanced by outcome (`selection="balanced"`), a unit occurs twice in an arm,
-            or there
-            are no rows.
+        ValueError: the rows were balanced by outcome (`selection="balanced"`) or have none (`inputs`), a unit occurs
+            twice in an arm, or there are no rows.
     """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     if frame.empty:
@@ -196,6 +195,8 @@ def pair(rows: pd.DataFrame | Iterable[Mapping[str, Any]], arms: Sequence[str] |
             "these episodes were selected by outcome (selection='balanced'), so shares over them are not rates of the "
             "policy; use episodes of an evaluation run"
         )
+    if frame.attrs.get("selection") == "inputs":
+        raise ValueError("these queries were given and not run, so there is no success to count")
     if frame.duplicated([*UNIT_COLUMNS, "arm"]).any():
         raise ValueError("an episode occurs twice in an arm; pass each (unit, arm) once")
     names = tuple(arms) if arms is not None else tuple(dict.fromkeys(frame["arm"]))

@@ -87,6 +87,7 @@ class Failure:
 
     def labels(self, store: RolloutStore) -> Labels:
         """1 in failed episodes, 0 in successful ones."""
+        store.check_outcomes()
         episodes = store.episodes().set_index("episode")
         queries = store.queries(["episode", "query"])
         rows = episodes.loc[queries["episode"]]
@@ -123,6 +124,7 @@ class ContactAhead:
 
     def labels(self, store: RolloutStore) -> Labels:
         """1 where a forbidden contact starts within the window, 0 where none does, masked where unknown."""
+        store.check_outcomes()
         queries = store.queries(["episode", "query", "step", "chunk"])
         episodes = store.episodes().set_index("episode")
         spans = {key: self._events(contacts) for key, contacts in episodes["contacts"].items()}
