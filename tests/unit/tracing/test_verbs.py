@@ -129,6 +129,24 @@ def test_a_skipped_block_is_the_identity_bit_for_bit(any_vla):
     assert not torch.equal(any_vla(inputs).values, out.values)
 
 
+def test_an_edit_that_is_data_and_does_nothing_is_bit_identical_at_every_site(any_vla):
+    inputs = noise_inputs(any_vla)
+    plain = any_vla(inputs)
+    with any_vla.hooks(scale("*", 1.0)):
+        assert torch.equal(any_vla(inputs).values, plain.values)
+        changes = any_vla.changes()
+    assert [change.site for change in changes] == list(any_vla.sites())
+    assert all(change.total == 0 and bool((change.tokens > 0).all()) for change in changes)
+
+
+def test_gradients_pass_through(vla, inputs):
+    push = torch.zeros(64, requires_grad=True)
+    edits = [scale(RESID, 0.5, "text"), skip(2), project_out(RESID, vector())]
+    out = vla.run_with_hooks(inputs, [(("resid_post", 0), lambda x, site: x + push), *edits])
+    (gradient,) = torch.autograd.grad(out.normalized[..., 2].sum(), push)
+    assert bool(gradient.isfinite().all()) and float(gradient.norm()) > 0
+
+
 # -- heads, neurons, tokens -------------------------------------------------------------------------------------------
 
 
