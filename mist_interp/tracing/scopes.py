@@ -73,6 +73,7 @@ class EditScope(Generic[Owner]):
         if self._state != "new":
             ended = "has ended" if self._state == "ended" else "is entered already"
             raise RuntimeError(f"this scope of {len(self._edits)} edits {ended}; a scope is used once, make a new one")
+        self._state = "ended"  # also if entering fails
         self._live.add(self._edits)
         self._state = "entered"
         return self._owner

@@ -1,0 +1,284 @@
+"""Is every mistake answered by an error that says what was wrong, and does it leave the policy as it was?
+
+One test per mistake that would otherwise pass for a result.
+"""
+
+import gc
+import threading
+import warnings
+
+import pytest
+import torch
+
+from mist_interp.core.errors import UnknownName
+from mist_interp.tracing import HookedVLA
+from mist_interp.tracing.checks import noise_inputs
+from mist_interp.tracing.engine import _demand_finite
+
+RESID = ("resid_post", 1)
+
+
+def half(x, site):
+    return x * 0.5
+
+
+def nan(x, site):
+    return x.masked_fill(torch.ones_like(x, dtype=torch.bool), float("nan"))
+
+
+@pytest.fixture(autouse=True)
+def unchanged(vla, inputs):
+    """Whatever goes wrong, the policy answers afterwards as it did before."""
+    plain = vla(inputs)
+    yield
+    assert vla.edits() == () and torch.equal(vla(inputs).values, plain.values)
+
+
+# -- wrong names
+
+
+@pytest.mark.parametrize(
+    "name", ["resid_pots", ("resid_post", 9), "blocks.1.attn.hook_scores", "blocks.*.hook_nothing"]
+)
+def test_wrong_names(vla, inputs, name):
+    calls = [
+        lambda: vla.run_with_cache(inputs, names=name),
+        lambda: vla.run_with_hooks(inputs, [(name, half)]),
+        lambda: vla.run_with_gradients(inputs, lambda out: out.normalized.sum(), names=name),
+        lambda: vla.shapes(inputs, name),
+        lambda: vla.describe(name),
+    ]
+    for call in calls:
+        with pytest.raises(UnknownName, match="possible: "):
+            call()
+
+
+@pytest.mark.parametrize("tokens", ["acton_read", "text:nothing", "action_read.dq", "sideview[0, 0]"])
+def test_wrong_tokens(vla, inputs, tokens):
+    with pytest.raises(UnknownName):
+        vla.run_with_cache(inputs, names=RESID, tokens=tokens)
+    with pytest.raises(UnknownName):
+        vla.run_with_hooks(inputs, [(RESID, half, tokens)])
+
+
+# -- empty selections
+
+
+def test_empty_selections(vla, inputs):
+    for call, text in (
+        (lambda: vla.run_with_cache(inputs, names=[]), "no site was named"),
+        (lambda: vla.run_with_cache(inputs, names=("resid_post", slice(7, 9))), "are none"),
+        (lambda: vla.run_with_cache(inputs, names=RESID, tokens=[]), "selects nothing"),
+        (lambda: vla.run_with_hooks(inputs, [(RESID, half, [])]), "selects nothing"),
+        (lambda: vla.layout(inputs).region("wrist", torch.zeros(4, 4)), "no patch"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            call()
+    with pytest.raises(IndexError, match="is empty"):
+        vla.run_with_cache(inputs, names=RESID, tokens="wrist[3:3, :]")
+    with pytest.raises(IndexError, match="is empty"):
+        vla.run_with_cache(inputs, names=RESID)[1][2:2]
+
+
+# -- stale scopes
+
+
+def test_a_scope_that_has_ended_is_not_entered_again(vla, inputs):
+    scope = vla.hooks((RESID, half))
+    with scope:
+        edited = vla(inputs)
+    assert not torch.equal(vla(inputs).values, edited.values)
+    with pytest.raises(RuntimeError, match="has ended; a scope is used once"), scope:
+        pass
+
+
+def test_a_scope_is_not_entered_twice(vla):
+    scope = vla.hooks((RESID, half))
+    with scope, pytest.raises(RuntimeError, match="is entered already"), scope:
+        pass
+    assert vla.edits() == ()
+
+
+def test_a_scope_that_was_never_entered_warns(vla, inputs):
+    with pytest.warns(RuntimeWarning, match="never entered"):
+        vla.hooks((RESID, half))
+        gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vla.run_with_hooks(inputs, [(RESID, half)])
+        vla.hooks()
+        gc.collect()
+
+
+def test_the_policy_that_a_scope_hands_out_outlives_it_without_its_edits(vla, inputs):
+    plain = vla(inputs)
+    with vla.hooks((RESID, half)) as edited:
+        pass
+    assert edited is vla and torch.equal(edited(inputs).values, plain.values)
+
+
+# -- exceptions inside scopes
+
+
+def test_exceptions_inside_nested_scopes(vla, inputs):
+    outer, inner = (RESID, half), (("mlp_out", 2), half)
+    alone = vla.run_with_hooks(inputs, [outer])
+    with vla.hooks(outer):
+        with pytest.raises(ZeroDivisionError), vla.hooks(inner):
+            vla.run_with_cache(inputs, names="resid_post")
+            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            vla.run_with_hooks(inputs, [(("attn_out", 3), lambda x, site: 1 / 0)])
+        with pytest.raises(ZeroDivisionError):
+            vla.run_with_gradients(inputs, lambda out: 1 / 0, names="embed")
+        assert torch.equal(vla(inputs).values, alone.values)
+
+
+# -- prompts of different length
+
+
+@pytest.mark.parametrize("short", ["result", "ln1.scale", "attn_scores", "mlp_out"])
+def test_edits_in_a_batch_of_different_lengths_are_those_of_single_queries(vla, inputs, short):
+    layout = vla.layout(inputs)
+    assert len(set(layout.lengths)) == 2
+    pair = ((short, 1), lambda x, site: x * 1.5, "action_read")
+    both = vla.run_with_hooks(inputs, [pair])
+    assert not torch.equal(both.values, vla(inputs).values)
+    for sample in (0, 1):
+        alone = vla.run_with_hooks(inputs[sample], [pair])
+        torch.testing.assert_close(both.normalized[sample], alone.normalized[0], atol=2e-5, rtol=1e-4)
+
+
+def test_padding_has_no_say(vla, inputs):
+    """What an edit writes at the padding of the shorter prompt changes no action."""
+    padding = ~vla.layout(inputs).attention_mask
+    assert bool(padding.any())
+
+    def shout(x, site):
+        return x.masked_fill(padding[..., None], 100.0)
+
+    shouted = vla.run_with_hooks(inputs, [("resid_post", shout)])
+    torch.testing.assert_close(shouted.normalized, vla(inputs).normalized, atol=2e-5, rtol=1e-4)
+
+
+# -- values that are not finite
+
+
+@pytest.mark.parametrize(
+    "site", [RESID, ("q", 2), ("result", 0), ("ln2.scale", 3), ("attn_scores", 1), "action_head.in"]
+)
+@pytest.mark.parametrize("tokens", [None, "first"])
+def test_an_edit_that_writes_nan_is_an_error_that_names_the_site(vla, inputs, site, tokens):
+    tokens = tokens and ("t0" if site == "action_head.in" else "bos")
+    pair = (site, nan) if tokens is None else (site, nan, tokens)
+    with pytest.raises(FloatingPointError, match="check_finite = False") as error:
+        vla.run_with_hooks(inputs, [pair])
+    assert str(vla.site(site)) in " ".join([str(error.value), *error.value.__notes__])
+
+
+def test_infinities_are_refused_and_a_mask_of_scores_is_not(vla, inputs):
+    with pytest.raises(FloatingPointError):
+        vla.run_with_hooks(inputs, [(RESID, lambda x, site: x / 0)])
+    with pytest.raises(FloatingPointError):
+        vla.run_with_hooks(inputs, [(("attn_scores", 1), lambda x, site: x + torch.inf)])
+
+    def blind(x, site):
+        x = x.clone()
+        x[..., 5] = -torch.inf
+        return x
+
+    with vla.hooks((("attn_scores", 1), blind)):
+        out, cache = vla.run_with_cache(inputs, names=["attn_scores", "pattern"])
+    assert bool(out.values.isfinite().all()) and not bool(cache["pattern", 1].values[..., 5].any())
+
+
+def test_the_check_can_be_turned_off(vla, inputs):
+    vla.check_finite = False
+    try:
+        assert bool(vla.run_with_hooks(inputs, [(RESID, nan)]).values.isnan().all())
+    finally:
+        vla.check_finite = True
+
+
+def test_what_was_not_finite_before_may_stay_so():
+    """An edit answers for what it brings in, not for what it found."""
+    old = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan])
+    _demand_finite(old + 1, old, False)
+    _demand_finite(torch.tensor([-torch.inf, 0.0, 0.0, 0.0]), old, True)
+    for new in (torch.tensor([torch.nan, torch.inf, 0.0, 0.0]), torch.tensor([torch.inf, 0.0, 0.0, 0.0])):
+        with pytest.raises(FloatingPointError, match="1 NaN or infinite"):
+            _demand_finite(new, old, True)
+
+
+# -- several policies, several threads
+
+
+def test_two_policies_in_one_process_share_nothing(vla, inputs, make_vla):
+    other = make_vla("discrete")
+    plain = other(inputs)
+    pairs = [("result", half), ("ln1.scale", half), ("resid_post", half)]
+    with vla.hooks(*pairs):
+        edited = vla(inputs)
+        out, cache = other.run_with_cache(inputs, names=["result", "ln1.scale"])
+        assert torch.equal(out.values, plain.values) and other.edits() == ()
+        with other.hooks(*pairs):
+            assert torch.equal(vla(inputs).values, edited.values)
+            assert not torch.equal(other.run_with_cache(inputs, "result")[1]["result", 0], cache["result", 0])
+    assert torch.equal(other(inputs).values, plain.values)
+
+
+def test_a_thread_does_not_run_under_the_edits_of_another(vla, inputs):
+    found = {}
+
+    def work(name, view):
+        try:
+            found[name] = view(inputs)
+        except RuntimeError as error:
+            found[name] = str(error)
+
+    with vla.hooks((RESID, half)):
+        for name, view in (("same", vla), ("own", HookedVLA(vla.policy))):
+            thread = threading.Thread(target=work, args=(name, view))
+            thread.start()
+            thread.join()
+    assert "edits of another thread are live" in found["same"]
+    assert torch.equal(found["own"].values, vla(inputs).values)
+    thread = threading.Thread(target=work, args=("later", vla))
+    thread.start()
+    thread.join()
+    assert torch.equal(found["later"].values, vla(inputs).values)
+
+
+def test_a_thread_does_not_add_to_the_edits_of_another(vla):
+    errors = []
+
+    def work():
+        try:
+            with vla.hooks((RESID, half)):
+                pass
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with vla.hooks((RESID, half)):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert len(vla.edits()) == 1
+    assert len(errors) == 1
+
+
+def test_a_trace_knows_the_names(make_vla):
+    vla = make_vla("base")
+    inputs = noise_inputs(vla)
+    _, cache = vla.run_with_cache(inputs, names=["embed", "resid_post", "result"])
+    plain = vla(inputs)
+    with vla.trace(inputs) as t:
+        embed = t.embed
+        second = t.resid_post[1]
+        t.resid_post[2] = t.resid_post[2] * 1.0
+        heads = t["result", 3]
+        action = t.action
+    assert torch.equal(embed, cache["embed"]) and torch.equal(second, cache["resid_post", 1])
+    assert torch.equal(heads, cache["result", 3]) and torch.equal(action.values, plain.values)
+    with pytest.raises(AttributeError, match="'resid_pots'"), vla.trace(inputs) as t:
+        t.resid_pots[1]
