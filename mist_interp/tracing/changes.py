@@ -73,7 +73,7 @@ class Ledger:
 
     batch: int
     finite: bool = True
-    _sums: dict[int, tuple[Edit, list[Tensor]]] = field(default_factory=dict)
+    _sums: dict[int, tuple[Edit, tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
 
     def note(self, edit: Edit, old: Tensor, new: Tensor, valid: Tensor | None, tokens: Tensor | None) -> None:
         """Add what an edit did to a piece of its site in one run.
@@ -92,25 +92,30 @@ class Ledger:
         if edit.site.hook.short == "attn_scores":
             old, new = old.float().softmax(-1), new.float().softmax(-1)
         dim = 2 if edit.site.hook.axis == "pattern" else 1
-        moved = (new.double() - old.double()).movedim(dim, 1).flatten(2)
-        squares, touched = moved.square().sum(-1), (moved != 0).any(-1)
-        if valid is not None:
-            squares = squares.masked_fill(~valid.to(squares.device), 0)
-            touched = touched & valid.to(squares.device)
-        if self.finite and not bool(squares.isfinite().all()) and bool(old.isfinite().all()):
-            wrote = f"{edit} wrote NaN or infinite values over finite ones"
-            raise FloatingPointError(f"{wrote}; to allow it, set vla.check_finite = False")
-        count = torch.full((len(moved),), moved.shape[1]) if tokens is None else tokens
-        parts = [squares.sum(1), touched.sum(1), count.to(squares.device)]
-        _, sums = self._sums.setdefault(id(edit), (edit, [torch.zeros_like(part) for part in parts]))
-        for place, part in enumerate(parts):
-            sums[place] = sums[place] + part
+        squares = _squares(old, new, dim, valid, torch.promote_types(old.dtype, torch.float32))
+        if not bool(squares.isfinite().all()):  # or the squares of finite numbers are beyond float32
+            squares = _squares(old, new, dim, valid, torch.float64)
+            if self.finite and not bool(squares.isfinite().all()) and bool(old.isfinite().all()):
+                wrote = f"{edit} wrote NaN or infinite values over finite ones"
+                raise FloatingPointError(f"{wrote}; to allow it, set vla.check_finite = False")
+        count = torch.full((len(squares),), squares.shape[1]) if tokens is None else tokens
+        parts = squares.sum(1, dtype=torch.float64), (squares > 0).sum(1), count
+        before = self._sums.get(id(edit))
+        if before is not None:
+            parts = before[1][0] + parts[0], before[1][1] + parts[1], before[1][2] + parts[2]
+        self._sums[id(edit)] = edit, parts
 
     def changes(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
         """One entry per edit, in their order; an edit that left everything alone has norm 0 of 0 tokens."""
-        none = [torch.zeros(self.batch), torch.zeros(self.batch, dtype=torch.long), torch.zeros(self.batch).long()]
+        none = torch.zeros(self.batch), torch.zeros(self.batch).long(), torch.zeros(self.batch).long()
         rows = []
         for edit in edits:
             _, (squares, touched, tokens) = self._sums.get(id(edit), (edit, none))
             rows.append(Change(str(edit), edit.site, squares.double().sqrt().cpu(), touched.cpu(), tokens.cpu()))
         return tuple(rows)
+
+
+def _squares(old: Tensor, new: Tensor, dim: int, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Squared length of the change of each token, (batch, token); 0 for padding."""
+    squares = (new.to(dtype) - old.to(dtype)).movedim(dim, 1).flatten(2).square().sum(-1)
+    return squares if valid is None else squares.masked_fill(~valid.to(squares.device), 0)

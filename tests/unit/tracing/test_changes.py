@@ -107,6 +107,11 @@ def test_a_knockout_reports_the_attention_that_it_moved(vla, inputs):
     assert change.touched.tolist() == [1, 1] and bool(change.norm.isfinite().all())
 
 
+def test_a_change_whose_square_is_beyond_the_type_has_a_norm(vla, inputs):
+    (change,) = changes(vla, inputs, add(RESID, torch.full((64,), 1e25), "proprio"))
+    assert change.norm.tolist() == pytest.approx([8e25] * 2) and change.touched.tolist() == [1, 1]
+
+
 def test_half_precision_is_measured_as_it_is_stored(make_vla):
     vla = make_vla("l1", "eager", seed=3)
     vla = type(vla)(vla.policy.__class__(vla.policy.config).to(torch.bfloat16).eval().requires_grad_(False))
