@@ -57,7 +57,7 @@ def patch(
     tokens: Selector = "all",
     heads: Sequence[int] | None = None,
     block: int = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     reuse: bool = True,
     out: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -82,7 +82,7 @@ def patch(
         tokens: what the axis "token" splits, or, where no axis splits tokens, which of them are exchanged.
         heads: those on the axis "head"; default: all.
         block: patches per cell along row and col.
-        batch_size: cells per forward.
+        batch_size: cells per forward; default: 8 on a CPU, whose caches hold no more, else 32.
         reuse: start at the patched layer instead of at the pixels, where the variant allows it; the numbers are the
             same.
         out: folder that keeps every finished forward; the same call goes on where it was cut.
@@ -105,6 +105,8 @@ def patch(
     cells = cells_of(vla, base, source, sites[0], split)
     settings = settings_of(vla, base, source, sites, split, cells, metric, direction)
     folder = None if out is None else SweepFolder(out, settings)
+    if batch_size is None:
+        batch_size = 8 if vla.policy.device.type == "cpu" else 32
     with torch.no_grad():
         sweep = _Sweep(vla, base, source, sites, cells, metric, batch_size, reuse, folder, progress)
         effects, full, labels = sweep.run()
