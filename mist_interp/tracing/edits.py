@@ -15,7 +15,7 @@ action token; a diffusion head: once per denoising step) applies an edit at ever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -167,6 +167,9 @@ def edits_of(pairs: Iterable[Any], catalogue: Catalogue, sizes: Mapping[str, int
     """
     edits = []
     for pair in pairs:
+        if isinstance(pair, Edit) and isinstance(pair.fn, Intervention):
+            tokens = pair.fn.tokens if pair.tokens is None else pair.tokens
+            pair = replace(pair.fn, sites=(str(pair.site),), tokens=tokens)
         if isinstance(pair, Intervention):
             edits += _placed(pair, catalogue, sizes or {})
             continue

@@ -85,7 +85,7 @@ class Intervention:
             "neurons": None if self.neurons is None else list(self.neurons),
             "step": self.step,
             "options": dict(self.options),
-            "tensors": {name: _described(tensor) for name, tensor in sorted(self.tensors.items())},
+            "tensors": {name: dict(facts) for name, facts in self._described.items()},
         }
 
     @staticmethod
@@ -123,7 +123,11 @@ class Intervention:
     @property
     def blobs(self) -> dict[str, Tensor]:
         """The tensors by the hash of their content, for `from_dict`."""
-        return {_described(tensor)["sha256"]: tensor for tensor in self.tensors.values()}
+        return {facts["sha256"]: self.tensors[name] for name, facts in self._described.items()}
+
+    @cached_property
+    def _described(self) -> dict[str, dict[str, Any]]:
+        return {name: _described(tensor) for name, tensor in sorted(self.tensors.items())}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -315,6 +315,16 @@ def test_data_and_functions_apply_in_the_order_in_which_they_are_listed(vla, inp
     assert torch.equal(values_at(vla, inputs, RESID, Edit(site, add(RESID, vector())), (RESID, double)), doubled)
 
 
+def test_an_edit_object_moves_an_intervention_to_its_own_place(vla, inputs):
+    push = add(("resid_post", 0), vector(), "text")
+    before, there = pair(vla, inputs, RESID, Edit(vla.site(RESID), push))
+    assert torch.equal((there != before).any(-1), vla.layout(inputs).mask("text"))
+    _, narrower = pair(vla, inputs, RESID, Edit(vla.site(RESID), push, "proprio"))
+    assert torch.equal((narrower != before).any(-1), vla.layout(inputs).mask("proprio"))
+    with pytest.raises(ValueError, match="made with another model"), vla.hooks(Edit(vla.site(("z", 0)), push)):
+        pass
+
+
 def test_scopes_with_data_nest_and_clean_up(vla, inputs):
     plain = vla(inputs)
     outer, inner = add(RESID, vector(), "action_read"), [skip(2), (("mlp_out", 3), double)]
