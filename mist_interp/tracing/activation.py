@@ -236,6 +236,8 @@ def token_dim(site: Site) -> int:
 
 def take(values: torch.Tensor, selection: Selection, dim: int) -> torch.Tensor:
     """Copy of the selected tokens; places that are not valid hold zeros."""
+    if len(selection.index) == 1:  # one sample has no shorter neighbour, so all its places are valid
+        return values.index_select(dim, selection.index[0].to(values.device))
     index, valid = selection.index.to(values.device), selection.valid.to(values.device)
     rows = torch.arange(len(index), device=values.device)[:, None]
     moved = values.movedim(dim, 1)

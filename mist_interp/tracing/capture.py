@@ -16,7 +16,7 @@ import torch
 from mist_interp.core.axes import TokenAxis, axis_of
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site
-from mist_interp.core.selectors import Selector
+from mist_interp.core.selectors import Selection, Selector
 from mist_interp.tracing.activation import take, token_dim
 from mist_interp.tracing.cache import ActivationCache, Entry
 from mist_interp.tracing.plan import pick_run, pick_sites
@@ -47,7 +47,7 @@ class Capture:
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
     kept: dict[Site, Entry] = field(default_factory=dict)
-    _axes: dict[tuple[str, int], TokenAxis] = field(default_factory=dict)
+    _axes: dict[tuple[str, int], tuple[TokenAxis, Selection | None]] = field(default_factory=dict)
 
     @staticmethod
     def plan(
@@ -75,11 +75,16 @@ class Capture:
         """Wanted tokens of the values of one site, in the registry's shape, and what they mean."""
         dim = token_dim(site)
         kind, length = site.hook.axis, values.shape[dim]
-        if (kind, length) not in self._axes:
-            self._axes[kind, length] = axis_of(kind, self.layout, length, self.run)
-        axis, values = self._axes[kind, length], values.detach()
-        values = values.clone() if self.tokens is None else take(values, axis.select(self.tokens), dim)
-        return Entry(values.to(device=self.device, dtype=self.dtype).contiguous(), axis)
+        found = self._axes.get((kind, length))
+        if found is None:
+            axis = axis_of(kind, self.layout, length, self.run)
+            found = self._axes[kind, length] = axis, None if self.tokens is None else axis.select(self.tokens)
+        axis, selection = found
+        values = values.detach()
+        values = values.clone() if selection is None else take(values, selection, dim)
+        if self.device is not None or self.dtype is not None:
+            values = values.to(device=self.device, dtype=self.dtype)
+        return Entry(values.contiguous(), axis)
 
     def cache(self, kept: Mapping[Site, Entry] | None = None) -> ActivationCache:
         """The cache of what was kept, or of other entries for the same sites."""

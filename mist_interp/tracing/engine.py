@@ -114,6 +114,7 @@ class Engine:
         self.module = module
         self.finite = finite
         self._wrapped: NNsight | None = None
+        self._views: dict[str, Any] = {}
         with _TURNS_LOCK:
             self._turn = _TURNS.setdefault(module, Turn())
 
@@ -146,7 +147,7 @@ class Engine:
             with wrapped.trace(fn=lambda: answer.append(call())) as tracer:
                 for worker in workers:
                     with tracer.invoke():
-                        _follow(worker, wrapped, tracer, forward)
+                        _follow(worker, self._view, tracer, forward)
                 if stop is not None:
                     with tracer.invoke():
                         _halt(wrapped, tracer, stop)
@@ -191,6 +192,12 @@ class Engine:
             self._wrapped = NNsight(self.module)
         return self._wrapped
 
+    def _view(self, path: str) -> Any:
+        """The tracer's view of a module, looked up once: walking a path costs as much as reading a tensor."""
+        if path not in self._views:
+            self._views[path] = self._wrap().get(path)
+        return self._views[path]
+
     @contextmanager
     def _taking_turns(self) -> Iterator[None]:
         with self._turn.lock:
@@ -217,12 +224,12 @@ class Layers:
         self.tracer[self.name, layer] = new
 
 
-def _follow(worker: Worker, wrapped: NNsight, tracer: Any, forward: Forward) -> None:
+def _follow(worker: Worker, find: Callable[[str], Any], tracer: Any, forward: Forward) -> None:
     runs = tracer.iter[:] if worker.run is None else tracer.iter[worker.run]
     try:
         for run in runs:
             for tap in worker.taps:
-                _serve(tap, wrapped.get(tap.location.path), forward, run)
+                _serve(tap, find(tap.location.path), forward, run)
                 worker.reached += 1
     except OutOfOrderError:
         # The forward is over while this worker still waits: expected for an edit that follows every run of its module.
