@@ -90,6 +90,8 @@ class Edit:
                 selection = axis.select(self.tokens)
             elif isinstance(fn, Intervention) and f"values@{self.site}" in fn.tensors and whole.ragged:
                 selection = whole  # what was captured of each sample has no padding
+        if selection is not None and selection.index.shape[1] == 0:
+            raise ValueError(f"{self} selects no token")
         piece = values if selection is None else take(values, selection, dim)
         if isinstance(fn, Intervention):
             assert layout is not None
@@ -116,8 +118,6 @@ def _intervene(
     edit: Intervention, values: torch.Tensor, place: Place
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The part that an intervention changes, its new values, and `values` with them in their place."""
-    if values.shape[token_dim(place.site)] == 0:
-        raise ValueError(f"{edit} on {place.site} selects no token")
     cuts = []
     for dim, chosen in pieces(place.site, edit.heads, edit.neurons):
         numbers = _counted(chosen, values.shape[dim], f"{edit} on {place.site}")

@@ -315,7 +315,7 @@ class HookedVLA:
         """
         return EditScope(self, self._live, edits_of(pairs, self.catalogue, sizes_of(self.policy)))
 
-    def skip(self, layers: Layers) -> Any:
+    def skip(self, layers: Layers) -> EditScope[HookedVLA]:
         """Scope in which some blocks leave the residual stream as it is: `with vla.skip([2, 3]): vla(inputs)`."""
         return self.hooks(skip(layers))
 

@@ -401,6 +401,8 @@ def test_what_cannot_fit_is_refused_on_entry(vla, edit, error, message):
         (add(("dino.resid_post", 0), torch.ones(7)), ValueError, "made with another model"),
         (add(RESID, torch.ones(3, 64), "action_read"), ValueError, "give the last axes of that shape"),
         (add(RESID, torch.ones(2, 56, 1, 64), "action_read"), ValueError, "give the last axes"),
+        ((("action_head.post", 0), double, []), ValueError, "selects no token"),
+        ((RESID, double, []), ValueError, "selects nothing"),
     ],
 )
 def test_what_only_the_values_show_is_refused_at_the_first_forward(vla, inputs, edit, error, message):
