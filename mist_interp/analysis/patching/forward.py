@@ -84,7 +84,7 @@ class PatchedRuns:
 
     def _from_layer(self, site: Site, cells: Sequence[tuple[int, int]], local: list[int]) -> ActionChunk:
         (source,) = self._source[site]
-        prompts = _prompts(self._base.inputs, local)
+        prompts = prompts_of(self._base.inputs, local)
         if site.hook.pattern in STREAMS:
             states = self._cells.insert(self._unpatched(site, local), source, cells, self._where(source, local))
             return self._after(site)(states, prompts)
@@ -183,7 +183,7 @@ def _means(vla: HookedVLA, source: MeanActivations, sites: Sequence[Site], at_on
     return {site: [total / len(source.inputs)] for site, total in sums.items()}
 
 
-def _prompts(inputs: PolicyInputs, index: list[int]) -> PolicyInputs:
+def prompts_of(inputs: PolicyInputs, index: list[int]) -> PolicyInputs:
     """Rows of a batch whose pictures nobody will look at: one for all, without copies."""
     count = len(index)
     return PolicyInputs(
