@@ -16,6 +16,7 @@ _HOMES = {
     "EpisodeRecord": "records",
     "QueryRecord": "records",
     "ContactRecord": "records",
+    "ReleaseRecord": "records",
     "Decision": "records",
     "rollout": "rollout",
 }

@@ -89,6 +89,8 @@ class QueryRecord:
         activations: column name -> (width,) vector.
         scores: detector name -> value.
         edits: the edits that were live during this forward pass.
+        hand: (n, 13) the end effector at the start of each executed action: position (m, world), quaternion (xyzw),
+            velocity (m/s), angular velocity (rad/s), as the physics has them; None where that was not recorded.
         state_hash: hash of the simulator state at the query; equal hashes mean equal states, bit for bit.
         seconds_observe: wall time of rendering and reading the observation.
         seconds_act: wall time from observation to actions.
@@ -103,6 +105,7 @@ class QueryRecord:
     activations: Mapping[str, Array] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
     edits: tuple[str, ...] = ()
+    hand: Float[Array, "n 13"] | None = None
     state_hash: str = ""
     seconds_observe: float = 0.0
     seconds_act: float = 0.0
@@ -122,6 +125,12 @@ class ContactRecord:
         impulse: integral of the normal force (N s).
         point: (3,) contact point at the beginning (m, world).
         normal: (3,) unit normal at the beginning, from the obstacle to the robot.
+        start_force: largest normal force in the control step in which the contact began (N).
+        eef: (3,) where the end effector was at the beginning (m, world); None where that was not recorded.
+        gain: (6,) by how much (m) one unit of each pose dimension closes the gap, see `mist_interp.core.closing`; None
+            where that was not recorded.
+        finger_speed: at which the finger's own joint closed the gap just before the contact (m/s); None for what is
+            not a finger.
     """
 
     start_step: int
@@ -133,6 +142,31 @@ class ContactRecord:
     impulse: float
     point: tuple[float, float, float]
     normal: tuple[float, float, float]
+    start_force: float | None = None
+    eef: tuple[float, float, float] | None = None
+    gain: tuple[float, ...] | None = None
+    finger_speed: float | None = None
+
+
+@dataclass(frozen=True)
+class ReleaseRecord:
+    """One object that the robot held and let go (mirrors the simulator's release).
+
+    Attributes:
+        step: control step in which it was last held, from 0.
+        body: root body of the object.
+        lifted: whether it had been lifted off what it stood on when it was grasped.
+        landed_step: control step in which it touched the scene; None if it did not before the episode's end.
+        landed_on: what it touched.
+        at_goal: whether that is where the goal wants it; None if the goal does not name it, or it did not land.
+    """
+
+    step: int
+    body: str
+    lifted: bool
+    landed_step: int | None = None
+    landed_on: str | None = None
+    at_goal: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +181,7 @@ class EpisodeRecord:
         max_steps: the step limit of the run.
         queries: in order.
         contacts: forbidden contact events, in order of their start.
+        releases: what was held and let go, in order.
         arm: what was done to the policy; `none` when nothing was.
         seconds: wall time of the whole episode.
         provenance: versions, model, render profile: everything needed to say which software made this.
@@ -159,6 +194,7 @@ class EpisodeRecord:
     max_steps: int
     queries: tuple[QueryRecord, ...]
     contacts: tuple[ContactRecord, ...] = ()
+    releases: tuple[ReleaseRecord, ...] = ()
     arm: str = "none"
     seconds: float = 0.0
     provenance: Mapping[str, str] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mist_interp.data.records import Array, ContactRecord, Decision, EpisodeRecord, QueryRecord, Unit
+from mist_interp.data.records import Array, ContactRecord, Decision, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
 
 Observation = Mapping[str, Any]
 Act = Callable[[Observation, int], Decision]
@@ -37,11 +37,16 @@ class Environment(Protocol):
     @property
     def events(self) -> Iterable[Any]: ...
 
+    @property
+    def releases(self) -> Iterable[Any]: ...
+
     def reset(self, init_state: int) -> None: ...
 
     def observe(self) -> Mapping[str, Any]: ...
 
     def step(self, action: Any) -> Any: ...
+
+    def hand_motion(self) -> Any: ...
 
     def state_hash(self) -> str: ...
 
@@ -73,7 +78,7 @@ def rollout(
         provenance: recorded.
 
     Returns:
-        The record. Contacts are the environment's forbidden events at the end of the episode.
+        The record. Contacts and releases are the environment's at the end of the episode.
 
     Raises:
         ValueError: `act` returned actions of a wrong shape or non-finite ones; the message names the query.
@@ -101,7 +106,9 @@ def rollout(
         actions = _checked_actions(decision.actions, len(queries))
         query_step = step
         executed: list[Array] = []
+        hand: list[Array] = []
         for action in actions[: min(open_loop_steps or len(actions), max_steps - step)]:
+            hand.append(env.hand_motion())
             outcome = env.step(action)
             step += 1
             # The controller clips; the record says what really drove the arm.
@@ -124,6 +131,7 @@ def rollout(
                 activations=decision.activations,
                 scores=decision.scores,
                 edits=decision.edits,
+                hand=np.stack(hand),
                 state_hash=state_hash,
                 seconds_observe=seen - looked,
                 seconds_act=decided - seen,
@@ -137,6 +145,7 @@ def rollout(
         max_steps=max_steps,
         queries=tuple(queries),
         contacts=tuple(contact_record(event) for event in env.events),
+        releases=tuple(release_record(release) for release in env.releases),
         arm=arm,
         seconds=time.perf_counter() - start,
         provenance=dict(provenance or {}),
@@ -177,7 +186,16 @@ def contact_record(event: Any) -> ContactRecord:
         impulse=float(event.impulse),
         point=_triple(event.point),
         normal=_triple(event.normal),
+        start_force=float(event.start_force),
+        eef=None if event.eef is None else _triple(event.eef),
+        gain=None if event.gain is None else tuple(float(value) for value in event.gain),
+        finger_speed=None if event.finger_speed is None else float(event.finger_speed),
     )
+
+
+def release_record(release: Any) -> ReleaseRecord:
+    """Plain values of a release of the simulator."""
+    return ReleaseRecord(**{name: getattr(release, name) for name in ReleaseRecord.__dataclass_fields__})
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -34,7 +34,9 @@ from mist_interp.core.names import Site, SiteKey
 from mist_interp.data.records import Array, EpisodeRecord
 from mist_interp.data.tables import DTYPES, activation_table, episode_table, query_table, read_episode
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# 1 lacks the geometry of contacts, the path of the hand, and releases; all else is the same.
+READABLE_VERSIONS = (1, 2)
 INPUTS = "inputs"
 SELECTIONS = ("iid", "balanced", INPUTS)
 
@@ -122,8 +124,10 @@ class Manifest:
             ValueError: the folder was written by a layout that this version does not know.
         """
         content = json.loads(text)
-        if content["version"] != SCHEMA_VERSION:
-            raise ValueError(f"this store has layout version {content['version']}; this package reads {SCHEMA_VERSION}")
+        if content["version"] not in READABLE_VERSIONS:
+            raise ValueError(
+                f"this store has layout version {content['version']}; this package reads {READABLE_VERSIONS}"
+            )
         groups = tuple(TokenGroup(**{**group, "sites": tuple(group["sites"])}) for group in content["groups"])
         return cls(groups, content["settings"], content["selection"], content["version"])
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mist_interp.data.records import Array, ContactRecord, EpisodeRecord, QueryRecord, Unit
+from mist_interp.data.records import Array, ContactRecord, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
 
 # Types in which activations are stored, and the largest number that each holds.
 DTYPES = {name: float(np.finfo(name).max) for name in ("float16", "float32")}
@@ -58,6 +58,25 @@ EPISODE_SCHEMA = pa.schema(
                         ("impulse", pa.float64()),
                         ("point", pa.list_(pa.float64())),
                         ("normal", pa.list_(pa.float64())),
+                        ("start_force", pa.float64()),
+                        ("eef", pa.list_(pa.float64())),
+                        ("gain", pa.list_(pa.float64())),
+                        ("finger_speed", pa.float64()),
+                    ]
+                )
+            ),
+        ),
+        (
+            "releases",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("step", pa.int32()),
+                        ("body", pa.string()),
+                        ("lifted", pa.bool_()),
+                        ("landed_step", pa.int32()),
+                        ("landed_on", pa.string()),
+                        ("at_goal", pa.bool_()),
                     ]
                 )
             ),
@@ -74,6 +93,7 @@ QUERY_SCHEMA = pa.schema(
         ("step", pa.int32()),
         ("chunk", _MATRIX),
         ("executed", _MATRIX),
+        ("hand", _MATRIX),
         ("robot_state", _FLOATS),
         ("objects", pa.list_(pa.struct([("name", pa.string()), ("pose", _FLOATS)]))),
         ("scores", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
@@ -97,6 +117,7 @@ def episode_table(episode: EpisodeRecord) -> pa.Table:
         "max_steps": episode.max_steps,
         "n_queries": len(episode.queries),
         "contacts": [asdict(contact) for contact in episode.contacts],
+        "releases": [asdict(release) for release in episode.releases],
         "seconds": episode.seconds,
         "provenance": json.dumps(dict(episode.provenance), sort_keys=True),
     }
@@ -112,6 +133,7 @@ def query_table(episode: EpisodeRecord) -> pa.Table:
             "step": query.step,
             "chunk": query.chunk.tolist(),
             "executed": query.executed.tolist(),
+            "hand": None if query.hand is None else query.hand.tolist(),
             "robot_state": query.robot_state.tolist(),
             "objects": [{"name": name, "pose": pose.tolist()} for name, pose in query.objects.items()],
             "scores": [{"name": name, "value": float(value)} for name, value in query.scores.items()],
@@ -179,6 +201,7 @@ def read_episode(
     episode: Mapping[str, Any], queries: Iterable[Mapping[str, Any]], activations: Mapping[str, Array]
 ) -> EpisodeRecord:
     """Record of one row of the episodes table, its rows of the queries table and its activations (n_queries, width)."""
+    # Stores of layout 1 have neither "hand" nor "releases", and less in their contacts.
     unit = Unit(**{name: episode[name] for name in Unit.__dataclass_fields__})
     return EpisodeRecord(
         unit=unit,
@@ -197,17 +220,23 @@ def read_episode(
                 activations={name: values[number] for name, values in activations.items()},
                 scores={item["name"]: item["value"] for item in row["scores"]},
                 edits=tuple(row["edits"]),
+                hand=None if row.get("hand") is None else np.asarray(row["hand"], dtype=np.float64),
                 state_hash=row["state_hash"],
                 seconds_observe=row["seconds_observe"],
                 seconds_act=row["seconds_act"],
             )
             for number, row in enumerate(queries)
         ),
-        contacts=tuple(
-            ContactRecord(**{**contact, "point": tuple(contact["point"]), "normal": tuple(contact["normal"])})
-            for contact in episode["contacts"]
-        ),
+        contacts=tuple(read_contact(contact) for contact in episode["contacts"]),
+        releases=tuple(ReleaseRecord(**release) for release in episode.get("releases") or ()),
         arm=episode["arm"],
         seconds=episode["seconds"],
         provenance=json.loads(episode["provenance"]),
     )
+
+
+def read_contact(row: Mapping[str, Any]) -> ContactRecord:
+    """Record of one entry of the column `contacts`."""
+    lists = {name: row.get(name) for name in ("point", "normal", "eef", "gain")}
+    tuples = {name: None if values is None else tuple(values) for name, values in lists.items()}
+    return ContactRecord(**{**row, **tuples})

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 Vector = tuple[float, float, float]
+Gain = tuple[float, ...]  # m per unit of dx, dy, dz, droll, dpitch, dyaw
 
 MERGED_BREAK = 3  # control steps
 
@@ -30,6 +31,11 @@ class ContactSample:
         impulse: time integral of the normal force over the control step, N s.
         point: contact point in the world frame, weighted by force, m.
         normal: unit normal in the world frame from ``body_other`` to ``body_robot``, weighted by force.
+        eef: where the end effector was, weighted by force, m; None where the monitor does not know the hand.
+        gain: how much one unit of each pose dimension closes the gap (``core/closing.py``), weighted by force; None
+            where ``eef`` is.
+        finger_speed: at which the finger's own joint closed the gap just before the first contact, m/s; negative if it
+            opened it; None for what is not a finger.
     """
 
     step: int
@@ -41,6 +47,9 @@ class ContactSample:
     impulse: float
     point: Vector
     normal: Vector
+    eef: Vector | None = None
+    gain: Gain | None = None
+    finger_speed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,10 @@ class ContactEvent:
         point: contact point in the first control step, world frame, m.
         normal: unit normal from ``body_other`` to ``body_robot`` in the first control step, world frame.
         start_substep: physics sub-step of the first contact in the first control step.
+        start_force: largest force of a sub-step of the first control step, N.
+        eef: as in ``ContactSample``, of the first control step; likewise the next two.
+        gain: how much one unit of each pose dimension closes the gap, m.
+        finger_speed: at which the finger's own joint closed it, m/s.
     """
 
     start_step: int
@@ -70,6 +83,10 @@ class ContactEvent:
     point: Vector
     normal: Vector
     start_substep: int = 0
+    start_force: float = 0.0
+    eef: Vector | None = None
+    gain: Gain | None = None
+    finger_speed: float | None = None
 
 
 def group_events(samples: Iterable[ContactSample], threshold: float) -> list[ContactEvent]:
@@ -122,4 +139,8 @@ def _event(run: list[ContactSample], pair_samples: list[ContactSample]) -> Conta
         point=first.point,
         normal=first.normal,
         start_substep=first.substep,
+        start_force=first.peak_force,
+        eef=first.eef,
+        gain=first.gain,
+        finger_speed=first.finger_speed,
     )

@@ -26,8 +26,12 @@ from dataclasses import dataclass, field, replace
 import mujoco
 import numpy as np
 
+from mist_interp.core.closing import link_gain
 from mist_interp.libero.bodies import ROBOT, BodyClass, BodyClasses
 from mist_interp.libero.contact_events import MERGED_BREAK, ContactEvent, ContactSample, group_events
+from mist_interp.libero.contact_load import Load, vector
+from mist_interp.libero.hand import Hand, own_dofs, own_velocity
+from mist_interp.libero.releases import Release, ReleaseLog
 
 __all__ = ["ContactEvent", "ContactMonitor", "ContactSample", "MonitorState", "group_events"]
 
@@ -37,32 +41,6 @@ GRASP_MEMORY = 5  # physics sub-steps
 FORBIDDEN, GRASP, SCENE = 1, 2, 4
 
 Pair = tuple[int, int]  # group of the robot or of the held object, group of what it touches
-
-
-@dataclass
-class Load:
-    """Sums over the contact of one pair in one control step: what a ``ContactSample`` is made of."""
-
-    substep: int
-    peak: float = 0.0
-    total: float = 0.0
-    point: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    normal: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    strongest: float = 0.0
-    strongest_normal: np.ndarray = field(default_factory=lambda: np.zeros(3))
-
-    def add(self, force: float, point: np.ndarray, normal: np.ndarray) -> None:
-        """Add one contact point at one sub-step."""
-        self.total += force
-        self.point += force * point
-        self.normal += force * normal
-        if force > self.strongest:
-            self.strongest, self.strongest_normal = force, normal
-
-    def direction(self) -> np.ndarray:
-        """Return the mean unit normal; where normals cancel (a wedged link) that of the strongest contact."""
-        length = float(np.linalg.norm(self.normal))
-        return self.normal / length if length > 0.1 * self.total else self.strongest_normal
 
 
 @dataclass
@@ -79,6 +57,8 @@ class MonitorState:
         collided: control step in which a pair was last recorded.
         loads: what the current control step has collected.
         samples: what the finished control steps have recorded.
+        releases: what was let go.
+        speeds: joint velocities after the last sub-step, that is, before the forces of the next one.
     """
 
     step: int = 0
@@ -90,6 +70,8 @@ class MonitorState:
     collided: dict[Pair, int] = field(default_factory=dict)
     loads: dict[Pair, Load] = field(default_factory=dict)
     samples: list[ContactSample] = field(default_factory=list)
+    releases: ReleaseLog = field(default_factory=ReleaseLog)
+    speeds: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def copy(self) -> MonitorState:
         """Return an independent copy."""
@@ -107,12 +89,15 @@ class ContactMonitor:
         model: the raw MuJoCo model that ``classes`` was made from.
         classes: groups of bodies and what may touch.
         force_threshold: force from which ``end_control_step`` reports a contact, and default of ``events``, N.
+        hand: the end effector; without it samples say nothing about closing gains.
 
     Raises:
         ValueError: if ``classes`` belongs to another model, or the threshold is not positive.
     """
 
-    def __init__(self, model: mujoco.MjModel, classes: BodyClasses, force_threshold: float = 1.0):
+    def __init__(
+        self, model: mujoco.MjModel, classes: BodyClasses, force_threshold: float = 1.0, hand: Hand | None = None
+    ):
         if len(classes.group_of_geom) != model.ngeom:
             raise ValueError(
                 f"body classes of a model with {len(classes.group_of_geom)} geoms, but this one has {model.ngeom}: "
@@ -122,6 +107,12 @@ class ContactMonitor:
             raise ValueError(f"force_threshold must be positive (N), got {force_threshold!r}")
         self.classes = classes
         self.force_threshold = force_threshold
+        self._hand = hand
+        self._finger_dofs = {
+            index: own_dofs(model, group.bodies)
+            for index, group in enumerate(classes.groups)
+            if group.body_class is BodyClass.FINGER
+        }
         self._model = model
         self._timestep = float(model.opt.timestep)
         self._wrench = np.zeros(6)
@@ -154,9 +145,14 @@ class ContactMonitor:
         """Root bodies of the objects held at the last sub-step."""
         return tuple(self.classes.groups[index].name for index in sorted(self._state.held))
 
+    @property
+    def releases(self) -> tuple[Release, ...]:
+        """What was held and let go so far."""
+        return self._state.releases.all()
+
     def begin(self, data: mujoco.MjData) -> None:
         """Start an episode at the end of settling; the contacts present now are excluded until they break."""
-        self._state = MonitorState()
+        self._state = MonitorState(speeds=data.qvel.copy())
         pairs, gaps = self._pairs(data)
         for code in set(pairs[gaps <= 0].tolist()):
             if self._meaning[code] & FORBIDDEN:
@@ -190,8 +186,11 @@ class ContactMonitor:
                 state.touched.setdefault(thing, {})[finger] = state.clock
         if state.touched:
             self._sample_held(data, pairs, gaps, substep, forces)
+        if state.releases.falling:
+            self._sample_falling(pairs, gaps)
         for pair, force in forces.items():
             state.loads[pair].peak = max(state.loads[pair].peak, force)
+        state.speeds = data.qvel.copy()
 
     def end_control_step(self) -> list[ContactSample]:
         """Close the control step and return its forbidden contacts that reach ``force_threshold``."""
@@ -279,7 +278,23 @@ class ContactMonitor:
                 self._exclude_resting(thing, set(touching.values()))
             for contact, pair in touching.items():
                 self._add(data, contact, pair, int(pairs[contact]), substep, forces)
+        for thing in state.held - held:
+            lifted = not any(thing in pair for pair in state.excluded)
+            state.releases.let_go(thing, Release(state.step, self.classes.groups[thing].name, lifted))
+        state.releases.catch(held)
         state.held = held
+
+    def _sample_falling(self, pairs: np.ndarray, gaps: np.ndarray) -> None:
+        """See what the objects that were let go touch first."""
+        state, groups = self._state, self.classes.groups
+        meaning = self._meaning[pairs]
+        touching = [divmod(code, self._count) for code in set(pairs[(meaning & SCENE != 0) & (gaps <= 0)].tolist())]
+        for thing in sorted(state.releases.falling or {}):
+            others = sorted({a + b - thing for a, b in touching if thing in (a, b)})
+            if others:
+                goals = {b for a, b in self.classes.companions if a == thing}
+                at_goal = bool(goals & set(others)) if goals else None
+                state.releases.land(thing, state.step, groups[others[0]].name, at_goal)
 
     def _pinched(self, data: mujoco.MjData, pairs: np.ndarray, gaps: np.ndarray, thing: int) -> bool:
         """Say whether two fingers touch an object from opposing sides."""
@@ -317,15 +332,41 @@ class ContactMonitor:
         # The frame's first row points from geom 1 to geom 2.
         sign = 1.0 if code % self._count == pair[0] else -1.0
         load = state.loads.setdefault(pair, Load(substep))
-        load.add(force, data.contact.pos[contact], sign * data.contact.frame[contact, :3])
+        point, normal = data.contact.pos[contact].copy(), sign * data.contact.frame[contact, :3]
+        load.add(force, point, normal)
         forces[pair] = forces.get(pair, 0.0) + force
+        geoms = data.contact.geom[contact][:: -1 if sign > 0 else 1]
+        self._add_geometry(data, load, pair, substep, force, point, normal, self._model.geom_bodyid[geoms])
+
+    def _add_geometry(
+        self,
+        data: mujoco.MjData,
+        load: Load,
+        pair: Pair,
+        substep: int,
+        force: float,
+        point: np.ndarray,
+        normal: np.ndarray,
+        bodies: np.ndarray,
+    ) -> None:
+        """Add what labels need: the end effector, the gain of links, the finger's own motion. `bodies`: robot first."""
+        if substep == load.substep and pair[0] in self._finger_dofs:
+            dofs = self._finger_dofs[pair[0]]
+            before = self._state.speeds
+            load.add_finger(force, own_velocity(self._model, data, int(bodies[0]), point, dofs, before))
+        if self._hand is None:
+            return
+        load.add_hand(force, self._hand.position(data))
+        robot, other = (self.classes.groups[index].body_class for index in pair)
+        if robot is BodyClass.ARM or other in ROBOT:
+            one, two = (self._hand.point_jacobian(data, int(body), point) for body in bodies)
+            load.add_gain(force, link_gain(normal, one - two, self._hand.jacobian(data)))
 
     def _sample_of(self, pair: Pair, load: Load) -> ContactSample:
         robot, other = (self.classes.groups[index] for index in pair)
         by = robot.body_class.value if robot.body_class in ROBOT else "held"
         what = "self" if other.body_class in ROBOT else other.body_class.value
-        point = load.point / load.total
-        normal = load.direction()
+        eef, gain, finger_speed = load.geometry()
         return ContactSample(
             step=self._state.step,
             substep=load.substep,
@@ -334,6 +375,9 @@ class ContactMonitor:
             kind=f"{by}-{what}",
             peak_force=load.peak,
             impulse=load.total * self._timestep,
-            point=(float(point[0]), float(point[1]), float(point[2])),
-            normal=(float(normal[0]), float(normal[1]), float(normal[2])),
+            point=vector(load.point / load.total),
+            normal=vector(load.direction()),
+            eef=eef,
+            gain=gain,
+            finger_speed=finger_speed,
         )

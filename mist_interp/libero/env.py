@@ -22,8 +22,10 @@ import mujoco  # noqa: E402
 from mist_interp.libero.bodies import BodyClasses  # noqa: E402
 from mist_interp.libero.contacts import ContactEvent, ContactMonitor, ContactSample  # noqa: E402
 from mist_interp.libero.fork import Fork  # noqa: E402
+from mist_interp.libero.hand import Hand  # noqa: E402
 from mist_interp.libero.observation import Sample, SamplingClock  # noqa: E402
 from mist_interp.libero.placement import FixturePlacement  # noqa: E402
+from mist_interp.libero.releases import Release  # noqa: E402
 from mist_interp.libero.render import Renderer, find_profile, unblended  # noqa: E402
 from mist_interp.libero.stepping import Stepper  # noqa: E402
 
@@ -71,6 +73,7 @@ class LiberoEnv:
         self._id_renderer: Renderer | None = None
         self._eef_body = self._id("body", env.robots[0].robot_model.eef_name)
         self._eef_site = env.robots[0].eef_site_id
+        self._hand = Hand.of_env(env, self.model)
         self._fingers = list(env.robots[0]._ref_gripper_joint_pos_indexes)
         self._objects = {thing.name: env.obj_body_id[thing.name] for thing in env.objects}
         self._kinematics = mujoco.MjData(self.model)
@@ -108,7 +111,7 @@ class LiberoEnv:
         period = 1.0 / self._libero.env.control_freq
         self._clock = SamplingClock(period, self._libero.env.model_timestep).forced().forced()
         self._sample = self._sample_of(self.data.qpos.copy())
-        self._monitor = ContactMonitor(self.model, self._classes)
+        self._monitor = ContactMonitor(self.model, self._classes, hand=self._hand)
         self.init_state = init_state
         self.control_steps = -SETTLING_STEPS
         for _ in range(SETTLING_STEPS):
@@ -207,6 +210,11 @@ class LiberoEnv:
         return tuple(self._monitor.events(threshold))
 
     @property
+    def releases(self) -> tuple[Release, ...]:
+        """Objects that the robot held and let go since the end of settling."""
+        return self._monitor.releases
+
+    @property
     def monitor(self) -> ContactMonitor:
         """The contact monitor of the running episode."""
         return self._monitor
@@ -227,6 +235,11 @@ class LiberoEnv:
     def robot_pose(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
         """Position (m) and rotation matrix of the end effector, world axes, as the physics has it now."""
         return self.data.site_xpos[self._eef_site].copy(), self.data.site_xmat[self._eef_site].reshape(3, 3).copy()
+
+    def hand_motion(self) -> Float[np.ndarray, "13"]:
+        """Position (m), quaternion (xyzw), velocity (m/s), angular velocity (rad/s) of the end effector, world axes."""
+        self._started()
+        return self._hand.motion(self.data)
 
     def finger_gap(self) -> float:
         """Distance between the fingers in m (0.08 = open)."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mist_interp.data.records import Decision, Unit
+from mist_interp.data.records import Decision, ReleaseRecord, Unit
 from mist_interp.data.rollout import object_poses, rollout
 
 UNIT = Unit("libero_spatial", 3, 12)
@@ -26,6 +26,7 @@ class CountingWorld:
     looks: list[int] = field(default_factory=list)
     sent: list[np.ndarray] = field(default_factory=list)
     events: tuple[Any, ...] = ()
+    releases: tuple[Any, ...] = ()
 
     def reset(self, init_state: int) -> None:
         self.state = np.full(7, float(init_state))
@@ -47,6 +48,9 @@ class CountingWorld:
         self.sent.append(np.array(action))
         self.state = self.state + action
         return SimpleNamespace(success=len(self.sent) >= self.succeed_at)
+
+    def hand_motion(self) -> np.ndarray:
+        return np.append(self.state, np.zeros(6))
 
     def state_hash(self) -> str:
         return str(self.state.tobytes())
@@ -89,6 +93,13 @@ def test_the_record_shows_the_world_at_the_query_and_not_after_it() -> None:
     assert record.queries[0].robot_state[0] == UNIT.init_state
     assert record.queries[1].robot_state[0] == UNIT.init_state + 8
     assert record.queries[0].state_hash != record.queries[1].state_hash
+
+
+def test_the_path_of_the_hand_has_the_moment_before_every_executed_action() -> None:
+    record = rollout(CountingWorld(succeed_at=11), constant(1.0), unit=UNIT, instruction="go", max_steps=16)
+    paths = [query.hand for query in record.queries]
+    assert [path.shape for path in paths if path is not None] == [(8, 13), (3, 13)]
+    np.testing.assert_array_equal(np.concatenate([p[:, 0] for p in paths if p is not None]), 12 + np.arange(11))
 
 
 def test_equal_worlds_and_policies_give_equal_hashes() -> None:
@@ -138,7 +149,17 @@ def test_contacts_become_plain_records() -> None:
         impulse=0.3,
         point=np.array([0.1, 0.2, 0.9]),
         normal=np.array([0.0, 0.0, 1.0]),
+        start_force=np.float64(3.5),
+        eef=np.array([0.0, 0.0, 1.0]),
+        gain=np.arange(6.0),
+        finger_speed=None,
     )
-    record = rollout(CountingWorld(events=(event,)), constant(0), unit=UNIT, instruction="go", max_steps=8)
+    release = SimpleNamespace(
+        step=5, body="bowl", lifted=True, landed_step=7, landed_on="table", at_goal=False, more="not recorded"
+    )
+    world = CountingWorld(events=(event,), releases=(release,))
+    record = rollout(world, constant(0), unit=UNIT, instruction="go", max_steps=8)
     assert record.contacts[0].normal == (0.0, 0.0, 1.0)
+    assert record.contacts[0].gain == (0, 1, 2, 3, 4, 5) and record.contacts[0].finger_speed is None
+    assert record.releases == (ReleaseRecord(5, "bowl", True, 7, "table", False),)
     assert record.collided() and record.collided(10.0) and not record.collided(20.0)

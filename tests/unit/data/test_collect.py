@@ -33,6 +33,7 @@ class World:
     init_state: int = 0
     closed: bool = False
     events: tuple[Any, ...] = ()
+    releases: tuple[Any, ...] = ()
 
     def reset(self, init_state: int) -> None:
         if init_state in self.crash_on:
@@ -53,6 +54,9 @@ class World:
     def step(self, action: np.ndarray) -> SimpleNamespace:
         self.steps += 1
         return SimpleNamespace(success=self.steps >= 13 and self.init_state % 2 == 0)
+
+    def hand_motion(self) -> np.ndarray:
+        return np.zeros(13)
 
     def state_hash(self) -> str:
         return f"{self.task}-{self.init_state}-{self.steps}"

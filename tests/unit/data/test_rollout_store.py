@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mist_interp.core.names import Site
-from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, Unit
+from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
 from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
 
 SITES = ("blocks.0.hook_resid_post", "blocks.3.hook_resid_post", "ln_final.hook_normalized")
@@ -42,12 +43,30 @@ def episode(init_state: int, n_queries: int = 3, success: bool = True) -> Episod
                 activations=activations[i],
                 scores={"risk": float(rng.random())},
                 edits=("steer(2)",) if i else (),
+                hand=rng.normal(size=(8 if i < n_queries - 1 else 6, 13)),
                 state_hash=f"{init_state}-{i}",
                 seconds_act=0.25,
             )
             for i in range(n_queries)
         ),
-        contacts=(ContactRecord(3, 5, "hand", "table", "hand-table", 12.5, 0.25, (0.1, 0.2, 0.9), (0.0, 0.0, 1.0)),),
+        contacts=(
+            ContactRecord(
+                3,
+                5,
+                "hand",
+                "table",
+                "hand-table",
+                12.5,
+                0.25,
+                (0.1, 0.2, 0.9),
+                (0.0, 0.0, 1.0),
+                start_force=1.5,
+                eef=(0.1, 0.2, 1.0),
+                gain=(0.0, 0.0, -0.05, 0.0, 0.0, 0.0),
+                finger_speed=None,
+            ),
+        ),
+        releases=(ReleaseRecord(4, "bowl", True), ReleaseRecord(6, "bowl", False, 7, "plate", True)),
         arm="none",
         seconds=1.5,
         provenance={"torch": "2.13"},
@@ -69,12 +88,35 @@ def test_an_episode_survives_the_round_trip(store: RolloutStore) -> None:
     strip = {"queries": ()}
     assert replace(again, **strip) == replace(original, **strip)
     for a, b in zip(again.queries, original.queries, strict=True):
-        for name in ("chunk", "executed", "robot_state"):
+        for name in ("chunk", "executed", "robot_state", "hand"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         np.testing.assert_array_equal(a.objects["bowl"], b.objects["bowl"])
         assert (a.index, a.step, a.scores, a.edits, a.state_hash) == (b.index, b.step, b.scores, b.edits, b.state_hash)
         for name in b.activations:
             np.testing.assert_allclose(a.activations[name], b.activations[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_store_of_the_first_layout_is_still_read(store: RolloutStore) -> None:
+    """It has neither the path of the hand, nor releases, nor the geometry of contacts."""
+    manifest = store.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    for path in (store.folder / "queries").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["hand"]), path)
+    new = {"start_force", "eef", "gain", "finger_speed"}
+    for path in (store.folder / "episodes").glob("*.parquet"):
+        table = pq.read_table(path).drop_columns(["releases"])
+        rows = [[{k: v for k, v in c.items() if k not in new} for c in row] for row in table["contacts"].to_pylist()]
+        place = table.schema.get_field_index("contacts")
+        pq.write_table(table.set_column(place, "contacts", pa.array(rows)), path)
+    old = RolloutStore.open(store.folder)
+    record = old.episode(old.keys[0])
+    assert old.manifest.version == 1 and record.queries[0].hand is None and record.releases == ()
+    assert record.contacts[0].gain is None and record.contacts[0].point == (0.1, 0.2, 0.9)
+    with pytest.raises(ValueError, match="version: 1 there, 2 now"):
+        RolloutStore.create(store.folder, MANIFEST)
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 3'))
+    with pytest.raises(ValueError, match="layout version 3"):
+        RolloutStore.open(store.folder)
 
 
 def test_one_layer_is_aligned_with_the_queries(store: RolloutStore) -> None:

@@ -48,12 +48,17 @@ class FakeEvent:
     impulse: float
     point: tuple[float, float, float]
     normal: tuple[float, float, float]
+    start_force: float = 1.0
+    eef: None = None
+    gain: None = None
+    finger_speed: None = None
 
 
 class FakeEnv:
     """A point on a line: dx moves it, the goal is at 0.5 + init / 4; passing 0.65 with odd init touches something."""
 
     built: ClassVar[list[int]] = []
+    releases: ClassVar[tuple[Any, ...]] = ()
 
     def __init__(self, task: FakeTask) -> None:
         self.task, self.closed = task, False
@@ -84,6 +89,9 @@ class FakeEnv:
             )
         self.steps += 1
         return FakeStep(self.position >= 0.5 + self.init / 4)
+
+    def hand_motion(self) -> np.ndarray:
+        return np.array([self.position, *[0.0] * 12])
 
     def state_hash(self) -> str:
         return hashlib.sha256(f"{self.init}{self.position}{self.steps}".encode()).hexdigest()[:12]

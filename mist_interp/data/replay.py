@@ -1,0 +1,148 @@
+"""What else happened in a recorded episode?
+
+The simulator is deterministic and the record holds every action that drove it, so an episode can be run again, bit for
+bit, to see what was not written down: an older layout lacks what risk labels need, a picture was not kept, and an audit
+asks what would have happened without one dimension. The state's hash is compared at every query; a replay that leaves
+the recorded states (another version of the simulator) is an error and never a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mist_interp.data.records import Decision, EpisodeRecord
+from mist_interp.data.rollout import Environment, rollout
+from mist_interp.data.store import SCHEMA_VERSION, RolloutStore
+
+
+class Blindfolded:
+    """An environment whose observations lack the pictures, which a replay has no use for.
+
+    Args:
+        env: a `LiberoEnv`.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+
+    def observe(self) -> Mapping[str, Any]:
+        """The observation without images."""
+        observation: Mapping[str, Any] = self._env.proprioception()
+        return observation
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+
+def replay_until(env: Environment, episode: EpisodeRecord, step: int) -> None:
+    """Bring an environment of the episode's task to the moment before control step `step` (from 0).
+
+    Raises:
+        ValueError: the episode is shorter, or the replay leaves the recorded states; names the query.
+    """
+    if not 0 <= step <= episode.steps:
+        raise ValueError(f"{episode.key} has control steps 0 to {episode.steps}, asked for {step}")
+    env.reset(episode.unit.init_state)
+    for query in episode.queries:
+        if query.step > step:
+            return
+        _check(env, episode, query.index)
+        for action in query.executed[: step - query.step]:
+            env.step(action)
+
+
+def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
+    """Run a whole episode again and record what the present layout records.
+
+    Args:
+        env: an environment of the episode's task, fixtures placed with the same seed. Pictures are asked for at every
+            query: wrap it in `Blindfolded` to save their time.
+        episode: what was recorded; its activations, scores, edits and timings are kept.
+
+    Raises:
+        ValueError: the replay leaves the recorded states; names the query.
+    """
+
+    def act(observation: Mapping[str, Any], index: int) -> Decision:
+        _check(env, episode, index)
+        query = episode.queries[index]
+        return Decision(query.executed, chunk=query.chunk, activations=query.activations)
+
+    again = rollout(
+        env, act, unit=episode.unit, instruction=episode.instruction, max_steps=episode.steps, arm=episode.arm
+    )
+    if (again.steps, again.success) != (episode.steps, episode.success):
+        raise ValueError(f"replay of {episode.key} ends otherwise than the recorded episode: {again.success}")
+    queries = tuple(replace(old, hand=new.hand) for old, new in zip(episode.queries, again.queries, strict=True))
+    return replace(episode, queries=queries, contacts=again.contacts, releases=again.releases)
+
+
+def upgrade(store: RolloutStore, out: str | Path, keys: Iterable[str] | None = None) -> RolloutStore:
+    """Replay the episodes of a store of LIBERO rollouts into a store of the present layout; resumable.
+
+    Args:
+        store: rollouts of any readable layout.
+        out: folder of the new store.
+        keys: which episodes; default: all.
+
+    Raises:
+        ValueError: a replay leaves the recorded states, or an episode ran under a perturbation.
+    """
+    store.check_outcomes()
+    new = RolloutStore.create(out, replace(store.manifest, version=SCHEMA_VERSION))
+    with Environments() as environments:
+        for key in store.keys if keys is None else keys:
+            if key not in new:
+                episode = store.episode(key)
+                new.append(replay(Blindfolded(environments.of(episode)), episode))
+    return new
+
+
+class Environments:
+    """Keeps the LIBERO environment of the last episode's task; a context manager that closes it."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._env: Any = None
+
+    def of(self, episode: EpisodeRecord) -> Any:
+        """An environment in which the episode can be replayed.
+
+        Raises:
+            ValueError: the episode ran under a perturbation.
+        """
+        unit = episode.unit
+        if unit.perturbation != "none":
+            raise ValueError(f"{episode.key} ran under {unit.perturbation!r}; only LIBERO as published can be replayed")
+        key = (unit.suite, unit.task, unit.simulator_seed)
+        if key != self._key:
+            from mist_interp.libero.env import LiberoEnv
+            from mist_interp.libero.suite import LiberoSuite
+
+            self.close()
+            self._env, self._key = LiberoEnv(LiberoSuite(unit.suite).tasks[unit.task], seed=unit.simulator_seed), key
+        return self._env
+
+    def close(self) -> None:
+        """Free the simulator."""
+        env, self._env, self._key = self._env, None, None
+        if env is not None:
+            env.close()
+
+    def __enter__(self) -> Environments:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check(env: Environment, episode: EpisodeRecord, index: int) -> None:
+    recorded = episode.queries[index].state_hash
+    if recorded and env.state_hash() != recorded:
+        raise ValueError(
+            f"the replay of {episode.key} leaves the recorded states at query {index}: it was recorded by another "
+            f"version of the simulator ({dict(episode.provenance).get('mujoco', 'unknown')})"
+        )
