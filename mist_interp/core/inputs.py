@@ -36,7 +36,7 @@ class PolicyInputs:
         ranks = {"input_ids": 2, "attention_mask": 2, "pixel_values": 4, "proprio": 2, "noise": 3}
         for name, rank in ranks.items():
             value = getattr(self, name)
-            if value is None:
+            if value is None and name in ("proprio", "noise"):
                 continue
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")

@@ -17,9 +17,17 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from mist_interp.core.errors import UnknownName, listing, suggest
 from mist_interp.models.config import OpenVLAConfig
-from mist_interp.models.film_checkpoint import fold_adapters
-from mist_interp.models.folder import COMPONENTS, find_component, read_component, read_json, read_weights, resolve
-from mist_interp.models.normalization import resolve_unnorm_key
+from mist_interp.models.film_checkpoint import adapter_alpha, fold_adapters
+from mist_interp.models.folder import (
+    COMPONENTS,
+    find_component,
+    read_component,
+    read_json,
+    read_weights,
+    resolve,
+    revision_of,
+)
+from mist_interp.models.normalization import Bounds, resolve_unnorm_key
 from mist_interp.models.policy import OpenVLAPolicy
 from mist_interp.models.processor import Processor
 from mist_interp.models.variants import Wishes, infer
@@ -39,6 +47,7 @@ def load_policy(
     num_images: int | None = None,
     use_proprio: bool | None = None,
     variant: str | None = None,
+    chunk_size: int | None = None,
 ) -> OpenVLAPolicy:
     """Load OpenVLA or OpenVLA-OFT from its published folder layout.
 
@@ -53,9 +62,12 @@ def load_policy(
             where there is none, as many as the inputs bring.
         use_proprio: whether the robot state is used; None uses it if the folder has its projector.
         variant: overrules what is inferred for folders without an action head: "discrete" or "base".
+        chunk_size: actions per query; None takes the published recipe's (8 for LIBERO, 5 for BRIDGE, 25 for ALOHA), as
+            no file of a checkpoint states it.
 
     Returns:
-        The policy in evaluation mode, with `.processor`, `.model_id`, `.variant`, `.variant_evidence`. Models below a
+        The policy in evaluation mode, with `.processor`, `.model_id`, `.revision` (of a repository on the Hub),
+        `.variant`, `.variant_evidence`. Models below a
         billion parameters have passed `policy.check()`.
 
     Raises:
@@ -63,25 +75,28 @@ def load_policy(
         UnknownName: for an unknown policy, data set, variant or type.
         ValueError: for damaged files, weights that do not fit, or an unknown head.
     """
-    kept_dtype = _dtype(dtype)
+    kept_dtype, target = _dtype(dtype), _device(device)
     if attn_implementation not in ATTENTION:
         raise UnknownName("attention implementation", attn_implementation, ATTENTION)
     folder = resolve(path_or_id)
     settings = read_json(folder / "config.json")
+    if settings.get("model_type", "openvla") != "openvla":
+        raise ValueError(f"{folder / 'config.json'} describes a {settings['model_type']!r} model, not an 'openvla' one")
     components = read_components(folder)
     statistics = read_statistics(folder, settings)
-    fields, evidence = infer(folder, settings, statistics, components, Wishes(variant, num_images, use_proprio))
+    wishes = Wishes(variant, num_images, use_proprio, chunk_size)
+    fields, evidence = infer(folder, settings, statistics, components, wishes)
     config = OpenVLAConfig(**{**settings, **fields, "norm_stats": statistics})
     config._attn_implementation = attn_implementation
-    resolve_unnorm_key(statistics, unnorm_key)
+    check_statistics(statistics, resolve_unnorm_key(statistics, unnorm_key), config)
 
     policy = build_without_memory(config)
     is_small = policy.num_parameters() < SELF_CHECK_BELOW
     kept_dtype = kept_dtype or (torch.float32 if is_small else torch.bfloat16)
     weights = gather_weights(folder, components, config)
-    assign_weights(policy, weights, torch.device(device), kept_dtype, folder)
+    assign_weights(policy, weights, target, kept_dtype, folder)
     policy.unnorm_key = unnorm_key
-    policy.model_id = str(path_or_id)
+    policy.model_id, policy.revision = str(path_or_id), revision_of(folder)
     policy.variant_evidence = evidence
     policy.processor = Processor.read(folder, config)
     policy.eval()
@@ -112,6 +127,25 @@ def read_statistics(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]
     return dict(statistics)
 
 
+def check_statistics(statistics: Mapping[str, Any], key: str, config: OpenVLAConfig) -> None:
+    """Compare the statistics of the data set that is used with what the network takes and gives.
+
+    Raises:
+        ValueError: if a part or a bound is missing, or counts other numbers than the network.
+    """
+    parts = {"action": config.action_dim} | ({"proprio": config.proprio_dim} if config.use_proprio else {})
+    for part, size in parts.items():
+        if part not in statistics[key]:
+            raise ValueError(f"the statistics of {key!r} lack {part!r}; they hold {listing(statistics[key])}")
+        try:
+            bounds = Bounds.read(statistics[key][part], config.bounds)
+        except (TypeError, ValueError) as problem:
+            raise ValueError(f"the {part} statistics of {key!r} cannot be used: {problem}") from problem
+        if len(bounds.low) != size:
+            given = f"{len(bounds.low)} numbers"
+            raise ValueError(f"the {part} statistics of {key!r} are of {given}; the network has {size}")
+
+
 def build_without_memory(config: OpenVLAConfig) -> OpenVLAPolicy:
     """The network with every parameter on the meta device."""
     with torch.device("meta"):
@@ -128,7 +162,7 @@ def gather_weights(
         weights = {name: value for name, value in weights.items() if not name.startswith("vision_backbone.")}
     for part, content in components.items():
         if part == "vision_backbone":
-            content = fold_adapters(content)
+            content = fold_adapters(content, adapter_alpha(folder))
         if part == "proprio_projector" and not config.use_proprio:
             continue
         weights |= {f"{part}.{name}": value for name, value in content.items()}
@@ -186,7 +220,20 @@ def compare_names(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str,
         raise ValueError(f"the weights in {folder} do not fit the network that config.json describes: {facts}")
 
 
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError) as problem:
+        possible = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        text = f"device {device!r} cannot be used here ({reason}); possible: {listing(possible)}"
+        raise ValueError(text) from problem
+
+
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise UnknownName("dtype", dtype, DTYPES)
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if dtype.removeprefix("torch.") not in DTYPES:

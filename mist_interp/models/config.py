@@ -141,6 +141,8 @@ class OpenVLAConfig(PretrainedConfig):
     @property
     def towers(self) -> tuple[TowerSize, TowerSize]:
         """Sizes of the DINOv2 and the SigLIP tower, in this order."""
+        if not isinstance(self.vision_overrides, dict | None):
+            raise ValueError(f"vision_overrides must be a JSON object, not a {type(self.vision_overrides).__name__}")
         overrides = (self.vision_overrides or {}).get("overrides", [{}, {}])
         if len(overrides) != 2 or len(self.timm_model_ids) != 2:
             raise ValueError(

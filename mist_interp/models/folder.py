@@ -1,13 +1,15 @@
 """What lies in a checkpoint folder?
 
 The published layout: `config.json`, weights in numbered safetensors files with an index, `dataset_statistics.json`, one
-`<component>--<step>_checkpoint.pt` for each part that was trained beside the main model, and tokenizer and processor
-files. Weights are opened as memory maps: nothing is read before it is used.
+`<component>--<step>_checkpoint.pt` for each part that was trained beside the main model (as in the original, any *.pt
+whose name holds the component's name and "checkpoint"), and tokenizer and processor files. Weights are opened as memory
+maps: nothing is read before it is used.
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector", "vis
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MINI = Path(__file__).parent / "mini"
+TEXTS = {".md", ".txt", ".json", ".jsonl", ".py", ".yaml", ".yml", ".log"}
 
 
 def resolve(path_or_id: str | Path) -> Path:
@@ -54,7 +57,7 @@ def resolve(path_or_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        ignore = ["lora_adapter/*", "*.bin", "*.gguf"]
+        ignore = ["lora_adapter/*.safetensors", "*.bin", "*.gguf"]
         return Path(snapshot_download(str(path_or_id), ignore_patterns=ignore))
     except Exception as problem:
         raise FileNotFoundError(
@@ -62,6 +65,11 @@ def resolve(path_or_id: str | Path) -> Path:
             f"({type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no reason given'}); "
             f"possible: a folder, 'mini', or for example {listing(PUBLISHED[:2])}"
         ) from problem
+
+
+def revision_of(folder: Path) -> str | None:
+    """Commit of a repository on the Hub whose files lie in this folder; None for a folder of one's own."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -87,9 +95,16 @@ def find_component(folder: Path, name: str) -> Path | None:
     """The file of a part that was trained beside the main model, or None.
 
     Raises:
-        ValueError: if there are several.
+        ValueError: if there are several, or one that is named so that it would be overlooked: without its head a
+            policy would act, as another variant.
     """
-    found = sorted(folder.glob(f"{name}--*checkpoint.pt"))
+    named = sorted(file for file in folder.glob(f"*{name}*") if file.is_file() and file.suffix not in TEXTS)
+    found = [file for file in named if file.suffix == ".pt" and "checkpoint" in file.name]
+    if named and not found:
+        raise ValueError(
+            f"{folder} holds {listing(file.name for file in named)}, which looks like its {name} but cannot be read as "
+            f"one: the file must be called like {name}--150000_checkpoint.pt"
+        )
     if len(found) > 1:
         raise ValueError(
             f"{folder} has {len(found)} files for {name}: {listing(file.name for file in found)}; keep one of them"
@@ -104,11 +119,12 @@ def read_component(file: Path) -> dict[str, Tensor]:
         ValueError: if the file is damaged, or holds something else than named tensors.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Only the format that torch has written since 1.6, a zip archive, can be mapped into memory.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as problem:
         raise ValueError(
             f"{file} ({file.stat().st_size} bytes) is truncated, damaged, or no file of plain tensors: "
-            f"{type(problem).__name__}: {str(problem).splitlines()[0]}"
+            f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
         ) from problem
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{file} must hold named tensors only")
@@ -127,7 +143,10 @@ def weight_files(folder: Path) -> list[Path]:
         present = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(f"{folder} has neither {INDEX} nor {SINGLE}; it holds {listing(present)}")
     index = read_json(folder / INDEX)
-    files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{folder / INDEX} must hold a weight_map from the name of each weight to that of its file")
+    files = [folder / name for name in sorted(set(places.values()))]
     missing = [file.name for file in files if not file.exists()]
     if missing or not files:
         raise FileNotFoundError(

@@ -51,7 +51,7 @@ def check_frame(frame: np.ndarray, name: str = "image") -> None:
     """Refuse everything but uint8 (height, width, 3)."""
     if not isinstance(frame, np.ndarray):
         raise ValueError(f"{name} is a {type(frame).__name__}; expected a numpy array (height, width, 3) of uint8")
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or frame.size == 0:
         raise ValueError(
             f"{name} has shape {frame.shape} and type {frame.dtype}; expected (height, width, 3) of uint8 (0..255)"
         )

@@ -46,6 +46,7 @@ class OpenVLAPolicy(PreTrainedModel):
     Attributes:
         processor: turns observations into inputs, see `prepare`; None until one is attached.
         model_id: where the weights came from.
+        revision: commit of the repository on the Hub that they came from; None where there is none.
         variant_evidence: what the variant was read off.
     """
 
@@ -73,6 +74,7 @@ class OpenVLAPolicy(PreTrainedModel):
             self.noisy_action_projector = TokenProjector(1, hidden)
         self.processor: Processor | None = None
         self.model_id = "built from a configuration"
+        self.revision: str | None = None
         self.variant_evidence = "the configuration"
         self._unnorm_key: str | None = None
         self.post_init()
@@ -213,7 +215,7 @@ class OpenVLAPolicy(PreTrainedModel):
         return self.as_chunk(normalized, token_ids)
 
     def as_chunk(self, normalized: Tensor, token_ids: Tensor | None = None) -> ActionChunk:
-        """A chunk of normalised actions, in any shape of (batch, chunk, dim) numbers, with its values in robot units."""
+        """A chunk of normalised actions, (batch, chunk, dim) numbers in any shape, with its values in robot units."""
         shape = (-1, self.config.chunk_size, self.config.action_dim)
         normalized = normalized.reshape(shape)
         if normalized.dtype != torch.float64:

@@ -7,7 +7,6 @@ instruction is put into the published prompt, and the robot state is read off in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from mist_interp.core.errors import listing
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.models.config import OpenVLAConfig
+from mist_interp.models.folder import read_json
 from mist_interp.models.images import Frame, check_frame, model_image
 from mist_interp.models.robot_state import robot_state
 from mist_interp.models.sequence import Prompt
@@ -44,7 +44,10 @@ class PixelScaling:
         file = folder / "preprocessor_config.json"
         if not file.exists():
             return PixelScaling()
-        settings = json.loads(file.read_text())
+        settings = read_json(file)
+        for name in ("means", "stds"):
+            if np.shape(settings.get(name, ())) != (2, 3):
+                raise ValueError(f"{file} must hold {name!r} as three numbers for each of the two vision towers")
         means, stds = (tuple(tuple(tower) for tower in settings[name]) for name in ("means", "stds"))
         return PixelScaling(means, stds)
 
@@ -95,6 +98,8 @@ class Processor:
         Raises:
             ValueError: if something is missing, or a frame has another shape or type.
         """
+        if obs is None or instruction is None:
+            raise ValueError("give an observation (or a list of them) and an instruction (or one for each)")
         observations = [obs] if isinstance(obs, Mapping) else list(obs)
         instructions = [instruction] * len(observations) if isinstance(instruction, str) else list(instruction)
         if not observations or len(observations) != len(instructions):

@@ -111,10 +111,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast | None:
 
     Raises:
         FileNotFoundError: if there is only a SentencePiece model.
+        ValueError: if the file is truncated or damaged.
     """
     file = folder / "tokenizer.json"
     if not file.exists():
         if (folder / "tokenizer.model").exists():
             raise FileNotFoundError(f"{folder} has tokenizer.model but no tokenizer.json; only the latter can be read")
         return None
-    return PreTrainedTokenizerFast(tokenizer_file=str(file), padding_side="right")
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(file), padding_side="right")
+    except Exception as problem:  # the tokenizers library raises nothing narrower
+        raise ValueError(f"{file} is truncated or damaged: {problem}") from problem

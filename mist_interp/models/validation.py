@@ -6,6 +6,8 @@ somewhere inside a vision tower.
 
 from __future__ import annotations
 
+import torch
+
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.models.config import OpenVLAConfig
 from mist_interp.models.vision import CHANNELS_PER_IMAGE
@@ -28,8 +30,23 @@ def check_inputs(inputs: PolicyInputs, config: OpenVLAConfig) -> None:
             raise ValueError(f"noise was given, but the {config.variant} variant does not start from noise")
         if tuple(inputs.noise.shape) != expected:
             raise ValueError(f"noise has shape {tuple(inputs.noise.shape)}; expected {expected}")
-    if inputs.input_ids.is_floating_point():
-        raise ValueError(f"input_ids are {inputs.input_ids.dtype}; they must be integers")
+    _check_ids(inputs, config)
+    for name in ("pixel_values", "proprio", "noise"):
+        value = getattr(inputs, name)
+        if value is not None and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _check_ids(inputs: PolicyInputs, config: OpenVLAConfig) -> None:
+    ids = inputs.input_ids
+    if ids.is_floating_point():
+        raise ValueError(f"input_ids are {ids.dtype}; they must be integers")
+    if not ids.numel():
+        raise ValueError(f"input_ids have shape {tuple(ids.shape)}; a query holds at least one sample and one token")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= config.llm.vocab_size:
+        last = config.llm.vocab_size - 1
+        raise ValueError(f"input_ids range from {low} to {high}; this policy's vocabulary has the ids 0 to {last}")
 
 
 def _check_pixels(inputs: PolicyInputs, config: OpenVLAConfig) -> None:

@@ -12,6 +12,7 @@ A folder written by this package states its variant in `config.json`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,11 @@ from mist_interp.models.config import VARIANTS
 from mist_interp.models.folder import find_component
 
 HEAD_PREFIXES = {"model.": "l1", "noise_predictor.": "diffusion"}
+# Actions per query on the three platforms of the published recipes; no file of a checkpoint says which it was.
 ALOHA_DIM, ALOHA_CHUNK = 14, 25
+BRIDGE_STATE, BRIDGE_CHUNK = 7, 5
 LIBERO_CHUNK = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Wishes:
     variant: str | None = None
     num_images: int | None = None
     use_proprio: bool | None = None
+    chunk_size: int | None = None
 
 
 def infer(
@@ -71,13 +76,15 @@ def infer(
         "use_proprio": use_proprio,
         "action_dim": action_dim,
         "proprio_dim": _proprio_dim(components),
-        "chunk_size": _chunk_size(variant, action_dim),
+        "chunk_size": _chunk_size(variant, action_dim, statistics, components),
         "bounds": "minmax" if action_dim == ALOHA_DIM else "q99",
         "num_images": _num_images(variant, use_proprio, wishes),
     }
     stated = {name: config[name] for name in ("chunk_size", "bounds") if config.get(name) is not None}
     if wishes.num_images is None and config.get("num_images") is not None:
         stated["num_images"] = config["num_images"]
+    if wishes.chunk_size is not None:
+        stated["chunk_size"] = _asked_chunk_size(variant, wishes.chunk_size)
     return {**fields, **stated}, evidence
 
 
@@ -133,7 +140,8 @@ def speaks_in_parallel(
     """Whether a folder without an action head decodes all actions at once; and why, in words.
 
     In this order: parts that only OpenVLA-OFT has; the published model code, if it lies in the folder; several cameras
-    asked for; and last the name of the data set, because OpenVLA-OFT was trained on data without idle frames.
+    asked for; and last the name of the data set, because OpenVLA-OFT was trained on data without idle frames. A name is
+    weak evidence, so that is logged as a warning: the wrong choice raises no error anywhere.
     """
     if components:
         return True, f"there is {listing(components)}, which base OpenVLA does not have"
@@ -143,9 +151,14 @@ def speaks_in_parallel(
         return parallel, f"{code.name} {'decodes chunks' if parallel else 'knows no chunks'}"
     if (wishes.num_images or 1) > 1 or wishes.use_proprio:
         return True, "more than one camera or the robot state was asked for"
-    if statistics and all(key.endswith("_no_noops") for key in statistics):
-        return True, f"the data set is {listing(statistics)}"
-    return False, "nothing in the folder is of OpenVLA-OFT"
+    parallel = bool(statistics) and all(key.endswith("_no_noops") for key in statistics)
+    evidence = f"the data set is {listing(statistics)}" if parallel else "nothing in the folder is of OpenVLA-OFT"
+    _log.warning(
+        "%s has no action head and no model code; taken for %s because %s. If that is wrong, say variant=%r",
+        *(folder, "OpenVLA-OFT, all actions at once" if parallel else "base OpenVLA, one token after the other"),
+        *(evidence, "base" if parallel else "discrete"),
+    )
+    return parallel, evidence
 
 
 def _use_proprio(folder: Path, components: Mapping[str, Any], wishes: Wishes, config: Mapping[str, Any]) -> bool:
@@ -171,18 +184,32 @@ def _proprio_dim(components: Mapping[str, Mapping[str, Tensor]]) -> int:
     return 8 if weight is None or weight.ndim != 2 else weight.shape[1]
 
 
-def _chunk_size(variant: str, action_dim: int) -> int:
+def _chunk_size(
+    variant: str, action_dim: int, statistics: Mapping[str, Any], components: Mapping[str, Mapping[str, Tensor]]
+) -> int:
     if variant == "base":
         return 1
-    return ALOHA_CHUNK if action_dim == ALOHA_DIM else LIBERO_CHUNK
+    if action_dim == ALOHA_DIM:
+        return ALOHA_CHUNK
+    bridge = bool(statistics) and all(key.startswith("bridge") for key in statistics)
+    bridge = bridge or ("proprio_projector" in components and _proprio_dim(components) == BRIDGE_STATE)
+    return BRIDGE_CHUNK if bridge else LIBERO_CHUNK
+
+
+def _asked_chunk_size(variant: str, chunk_size: int) -> int:
+    if not isinstance(chunk_size, int) or chunk_size < 1 or (variant == "base" and chunk_size != 1):
+        possible = "1 for base OpenVLA" if variant == "base" else "a whole number of at least 1"
+        raise ValueError(f"chunk_size is {chunk_size!r}; it must be {possible}")
+    return chunk_size
 
 
 def _num_images(variant: str, use_proprio: bool, wishes: Wishes) -> int | None:
     """Cameras per query: as asked, or of the published recipes (one alone, or two with the robot state)."""
     if wishes.num_images is not None:
         possible = "exactly one image" if variant == "base" else "one image or more"
-        if wishes.num_images < 1 or (variant == "base" and wishes.num_images != 1):
-            raise ValueError(f"num_images is {wishes.num_images}; the {variant} variant takes {possible}")
+        whole = isinstance(wishes.num_images, int)
+        if not whole or wishes.num_images < 1 or (variant == "base" and wishes.num_images != 1):
+            raise ValueError(f"num_images is {wishes.num_images!r}; the {variant} variant takes {possible}")
         return wishes.num_images
     if variant == "base":
         return 1

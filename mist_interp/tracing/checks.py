@@ -42,7 +42,9 @@ def check(vla: HookedVLA, inputs: PolicyInputs | None = None) -> Report:
         raise RuntimeError(f"check() needs the policy as it is, but {len(vla.edits())} edits are live")
     inputs = noise_inputs(vla) if inputs is None else inputs
     regime = vla.policy.check()
-    facts = [f"attention is {'causal' if regime.causal else 'bidirectional'} under {regime.implementation}"]
+    evidence = getattr(vla.policy, "variant_evidence", "the configuration")
+    facts = [f"variant {vla.cfg.variant}, {vla.cfg.chunk} actions per query, read off: {evidence}"]
+    facts += [f"attention is {'causal' if regime.causal else 'bidirectional'} under {regime.implementation}"]
     with torch.no_grad():
         plain = vla(inputs)
         names = ["hook_embed", "ln_final.hook_normalized"]

@@ -57,7 +57,7 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_check_says_what_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--attn-implementation", "eager"]) == 0
     said = capsys.readouterr().out
-    assert said.count("  ok  ") == 4 and "bidirectional under eager" in said
+    assert said.count("  ok  ") == 5 and "bidirectional under eager" in said
     assert main(["check", "no/such/folder"]) == 1
     assert "no/such/folder" in capsys.readouterr().err
 

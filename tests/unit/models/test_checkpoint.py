@@ -155,6 +155,11 @@ def test_adapters_of_a_film_backbone_are_folded(tmp_path):
     torch.save(adapted, file)
     inputs = make_inputs(policy, [SHORT])
     torch.testing.assert_close(act(load_policy(folder), inputs), act(policy, inputs), atol=2e-5, rtol=0)
+    (folder / "lora_adapter").mkdir()
+    (folder / "lora_adapter" / "adapter_config.json").write_text('{"lora_alpha": 32}')
+    assert (act(load_policy(folder), inputs) - act(policy, inputs)).abs().max() > 1e-3
+    (folder / "lora_adapter" / "adapter_config.json").write_text('{"lora_alpha": 16}')
+    torch.testing.assert_close(act(load_policy(folder), inputs), act(policy, inputs), atol=2e-5, rtol=0)
     up_name = next(name for name in adapted if "lora_B" in name)
     torch.save({name: value for name, value in adapted.items() if name != up_name}, file)
     with pytest.raises(ValueError, match="lacks its counterpart"):
@@ -223,6 +228,111 @@ def test_unknown_head(copy):
     torch.save({"module.transformer.w": torch.zeros(2)}, component(copy, "action_head"))
     with pytest.raises(ValueError, match=r"unknown action head in .*'transformer.w'.*'model.'.*'noise_predictor.'"):
         load_policy(copy)
+
+
+@pytest.mark.parametrize("name", ["action_head--9_checkpoint.pt.part", "action_head--9_checkpoint.safetensors"])
+def test_a_head_under_another_name_is_not_overlooked(copy, name):
+    component(copy, "action_head").rename(copy / name)
+    with pytest.raises(ValueError, match=f"'{name}', which looks like its action_head"):
+        load_policy(copy)
+
+
+@pytest.mark.parametrize("name", ["action_head_checkpoint.pt", "my_action_head--latest_checkpoint.pt"])
+def test_component_names_are_as_free_as_in_the_original(saved, copy, name):
+    component(copy, "action_head").rename(copy / name)
+    inputs = make_inputs(saved[0], [SHORT])
+    assert torch.equal(act(load_policy(copy), inputs), act(saved[0], inputs))
+
+
+def test_files_of_old_torch_are_read(saved, copy):
+    file = component(copy, "action_head")
+    torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
+    inputs = make_inputs(saved[0], [SHORT])
+    assert torch.equal(act(load_policy(copy), inputs), act(saved[0], inputs))
+
+
+def test_actions_per_query(copy):
+    edit_json(copy / "config.json", lambda content: content.pop("chunk_size"))
+    assert load_policy(copy).config.chunk_size == 8
+    assert load_policy(copy, chunk_size=3).config.chunk_size == 3
+    for wrong in (0, 2.0, "4"):
+        with pytest.raises(ValueError, match="chunk_size is"):
+            load_policy(copy, chunk_size=wrong)
+    statistics = json.loads((copy / "dataset_statistics.json").read_text())
+    (copy / "dataset_statistics.json").write_text(json.dumps({"bridge_orig": statistics["random"]}))
+    assert load_policy(copy).config.chunk_size == 5
+
+
+def test_a_guess_from_the_name_of_the_data_set_is_said_aloud(tmp_path, caplog):
+    policy = random_policy(3, **SIZES, variant="discrete", use_proprio=False, num_images=1)
+    folder = save_policy(policy, tmp_path / "p", torch.float32)
+    load_policy(folder)
+    assert not caplog.records
+    edit_json(folder / "config.json", lambda content: [content.pop(name) for name in ("variant", "chunk_size")])
+    load_policy(folder)
+    assert "variant='discrete'" in caplog.text and "base OpenVLA" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("preprocessor_config.json", "{", "preprocessor_config.json is truncated"),
+        ("preprocessor_config.json", '{"stds": [[1, 1, 1], [1, 1, 1]]}', "'means' as three numbers"),
+        ("tokenizer.json", '{"version": "1.0", "mod', "tokenizer.json is truncated"),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "must hold a weight_map"),
+    ],
+)
+def test_damaged_texts_name_their_file(copy, file, content, message):
+    (copy / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_policy(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry["action"].pop("q01"), "action statistics of 'random' cannot be used.*'q01'"),
+        (lambda entry: entry.pop("proprio"), "'random' lack 'proprio'"),
+        (lambda entry: [entry["action"][key].append(1.0) for key in ("q01", "q99")], "cannot be used.*mask 7"),
+        (
+            lambda entry: [values.append(1.0) for values in entry["action"].values()],
+            "of 8 numbers; the network has 7",
+        ),
+    ],
+)
+def test_statistics_must_fit_the_network(copy, change, message):
+    edit_json(copy / "dataset_statistics.json", lambda content: change(content["random"]))
+    with pytest.raises(ValueError, match=message):
+        load_policy(copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.int64}, "unknown dtype torch.int64"),
+        ({"num_images": "2"}, "num_images is '2'"),
+        ({"device": "foo"}, "device 'foo' cannot be used here.*'cpu'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(copy, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_policy(copy, **options)
+
+
+def test_another_kind_of_model(copy):
+    edit_json(copy / "config.json", lambda content: content.update(model_type="llava"))
+    with pytest.raises(ValueError, match="describes a 'llava' model"):
+        load_policy(copy)
+    edit_json(copy / "config.json", lambda content: content.update(model_type="openvla", vision_overrides=[{}]))
+    with pytest.raises(ValueError, match="vision_overrides must be a JSON object"):
+        load_policy(copy)
+
+
+def test_the_commit_of_a_repository_is_known(copy, tmp_path):
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    shutil.copytree(copy, snapshot)
+    assert load_policy(snapshot).revision == "0123abc" and load_policy(copy).revision is None
 
 
 def test_stated_and_found_variants_must_agree(copy):

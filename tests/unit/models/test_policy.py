@@ -213,6 +213,11 @@ def test_wrong_inputs_are_refused_in_words():
         (PolicyInputs(ids, mask, pixels, None), "proprio is missing"),
         (PolicyInputs(ids, mask, pixels, proprio[:, :7]), r"shape \(1, 7\).*\(batch, 8\)"),
         (PolicyInputs(ids, mask, pixels, proprio, torch.zeros(1, 8, 7)), "does not start from noise"),
+        (PolicyInputs(ids + 10_000, mask, pixels, proprio), "this policy's vocabulary has the ids 0 to"),
+        (PolicyInputs(ids - 10_000, mask, pixels, proprio), "this policy's vocabulary has the ids 0 to"),
+        (PolicyInputs(*(x[:0] for x in (ids, mask, pixels, proprio))), "at least one sample"),
+        (PolicyInputs(ids, mask, pixels * torch.nan, proprio), "pixel_values holds numbers that are not finite"),
+        (PolicyInputs(ids, mask, pixels, proprio / 0), "proprio holds numbers that are not finite"),
     ]
     for inputs, message in cases:
         with pytest.raises(ValueError, match=message):
