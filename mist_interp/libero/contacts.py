@@ -315,7 +315,7 @@ class ContactMonitor:
         since = state.step - 1 - MERGED_BREAK
         rested = {(thing, a + b - thing) for (a, b), seen in state.resting.items() if thing in (a, b) and seen >= since}
         for pair in touching | rested:
-            if state.collided.get(pair, since - 1) < since:
+            if pair not in state.loads and state.collided.get(pair, since - 1) < since:
                 state.excluded[pair] = state.step
 
     def _add(

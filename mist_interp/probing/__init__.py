@@ -1,23 +1,30 @@
 """What can be read off the activations, and is it more than the controls know?"""
 
 from mist_interp.probing.evaluation import cross_validate
+from mist_interp.probing.explanation import Explanation, explain
 from mist_interp.probing.folds import Fold, check_folds, make_folds
 from mist_interp.probing.probe import Probe
 from mist_interp.probing.report import Margin, ProbeReport, Score
-from mist_interp.probing.targets import TARGETS, ContactAhead, Failure, Labels, Target
+from mist_interp.probing.risk import Risk
+from mist_interp.probing.targets import TARGETS, ContactAhead, Failure, FailureWithin, Labels, Target, time_to_failure
 
 __all__ = [
     "TARGETS",
     "ContactAhead",
+    "Explanation",
     "Failure",
+    "FailureWithin",
     "Fold",
     "Labels",
     "Margin",
     "Probe",
     "ProbeReport",
+    "Risk",
     "Score",
     "Target",
     "check_folds",
     "cross_validate",
+    "explain",
     "make_folds",
+    "time_to_failure",
 ]

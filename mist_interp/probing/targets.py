@@ -8,60 +8,17 @@ so that a target may speak of each action dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.data.store import RolloutStore
-
-# A contact is over when this many control steps have passed without it.
-CONTACT_FREE_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of all queries of a store, in the order of `store.queries()`.
-
-    Attributes:
-        values: (queries, outputs), 1, 0, or NaN where masked.
-        outputs: name of each column.
-        episode: (queries,) key of the episode.
-        query: (queries,) number of the query in its episode.
-        masked: reason -> number of masked queries.
-    """
-
-    values: Float[np.ndarray, "queries outputs"]
-    outputs: tuple[str, ...]
-    episode: np.ndarray
-    query: Int[np.ndarray, " queries"]
-    masked: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        shape = (len(self.episode), len(self.outputs))
-        if self.values.shape != shape or len(self.query) != len(self.episode):
-            raise ValueError(f"labels of {shape[0]} queries x {shape[1]} outputs have shape {self.values.shape}")
-        if not np.isin(self.values[~np.isnan(self.values)], (0.0, 1.0)).all():
-            raise ValueError("labels are 0, 1 or NaN (masked)")
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-
-class Target(Protocol):
-    """A question with a yes-or-no answer per query and output."""
-
-    @property
-    def name(self) -> str:
-        """Name in tables."""
-        ...
-
-    def labels(self, store: RolloutStore) -> Labels:
-        """Labels of all queries of the store."""
-        ...
+from mist_interp.probing.labels import Labels as Labels
+from mist_interp.probing.labels import Target as Target
+from mist_interp.probing.risk import CONTACT_FREE_STEPS, Risk
 
 
 @dataclass(frozen=True)
@@ -69,10 +26,8 @@ class Failure:
     """Will this episode fail?
 
     All queries of an episode share its outcome. A failed episode runs to the step limit while a success ends early,
-    so a late
-    query alone would give the answer away: with `cut`, queries beyond the shortest episode of the task are masked,
-        and every
-    episode of a task then has the same queries.
+    so a late query alone would give the answer away: with `cut`, queries beyond the shortest episode of the task are
+    masked, and every episode of a task then has the same queries.
 
     Attributes:
         cut: mask queries beyond the shortest episode of the same task in the store.
@@ -100,6 +55,48 @@ class Failure:
             values[late] = np.nan
             masked["later than the shortest episode of the task"] = int(late.sum())
         return _labels(values, self.name, queries, masked)
+
+
+@dataclass(frozen=True)
+class FailureWithin:
+    """Will this episode have failed `within` control steps from now?
+
+    An episode fails at its step limit, so the time to failure of a failed episode is what is left until then.
+
+    Where it misleads: among failed episodes the answer *is* the clock. Successful ones are over by then, so that late
+    queries exist in failed episodes only; read it beside the control "step counter", or take `Failure` with its cut.
+
+    Attributes:
+        within: control steps.
+    """
+
+    within: int = 60
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return f"failure within {self.within} steps"
+
+    def labels(self, store: RolloutStore) -> Labels:
+        """1 in the last `within` steps of failed episodes, else 0."""
+        left = time_to_failure(store)
+        values = (left["steps"] <= self.within).to_numpy(dtype=np.float64)
+        return _labels(values, self.name, left, {})
+
+
+def time_to_failure(store: RolloutStore) -> pd.DataFrame:
+    """Per query, in the order of `store.queries()`: control steps until the episode fails; infinite if it succeeds.
+
+    Returns:
+        Columns `episode`, `query`, `steps`.
+    """
+    store.check_outcomes()
+    episodes = store.episodes().set_index("episode")
+    queries = store.queries(["episode", "query", "step"])
+    rows = episodes.loc[queries["episode"]]
+    left = rows["max_steps"].to_numpy() - queries["step"].to_numpy()
+    steps = np.where(rows["success"].to_numpy(dtype=bool), np.inf, left)
+    return pd.DataFrame({"episode": queries["episode"], "query": queries["query"], "steps": steps})
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,12 @@ class ContactAhead:
         return np.array([c["start_step"] for c in kept]), np.array([c["end_step"] for c in kept])
 
 
-TARGETS: Mapping[str, type[Failure] | type[ContactAhead]] = {"failure": Failure, "contact": ContactAhead}
+TARGETS: Mapping[str, type[Failure] | type[FailureWithin] | type[ContactAhead] | type[Risk]] = {
+    "failure": Failure,
+    "failure within": FailureWithin,
+    "contact": ContactAhead,
+    "risk": Risk,
+}
 
 
 def target(name: str | Target) -> Target:

@@ -1,0 +1,207 @@
+"""Would the collision have happened without this dimension?
+
+The geometry of a contact says who closed its gap; a *knockout* asks the simulator: from the state at the query the same
+actions are executed again with one dimension set to zero, and the dimension is *necessary* if the event disappears
+(`libero/knockout.py` runs the forks). Both are opinions on the same events, and Cohen's kappa says how far they agree
+beyond chance (J. Cohen, "A coefficient of agreement for nominal scales", 1960). Below 0.4 the knockout's counts.
+
+They answer different questions: a hand that is driven into a wall by dx and dy alike hits it without either (neither is
+necessary), and a step to the side that only brought the hand in front of an obstacle is necessary without having closed
+the gap. With all 128 subsets of dimensions the exact Shapley values divide the event fairly.
+
+An audit is a file of JSON lines, one per query and event.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from sklearn.metrics import cohen_kappa_score
+
+from mist_interp.core.actions import ACTION_NAMES
+from mist_interp.core.files import append_json_line, read_json_lines
+from mist_interp.data.records import Array
+
+TRUSTED_KAPPA = 0.4
+DIMENSIONS = len(ACTION_NAMES)
+SUBSETS = 2**DIMENSIONS
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found for one event as seen from one query.
+
+    Attributes:
+        episode: key.
+        query: number of the query.
+        step: its control step.
+        event: control step in which the event began.
+        bodies: the pairs (robot, other) that touched then.
+        geometric: (7,) 1 to blame by geometry, 0 not, None unattributed.
+        shares: (6,) rho_d; None unattributed.
+        reproduced: whether the event happens again when nothing is changed.
+        necessary: (7,) whether it disappears without the dimension; None if it was not reproduced.
+        shapley: (7,) exact Shapley values of the event's happening; None if the subsets were not run.
+    """
+
+    episode: str
+    query: int
+    step: int
+    event: int
+    bodies: tuple[tuple[str, str], ...]
+    geometric: tuple[float | None, ...]
+    shares: tuple[float | None, ...]
+    reproduced: bool
+    necessary: tuple[bool, ...] | None = None
+    shapley: tuple[float, ...] | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Episode, control step of the query, control step of the event."""
+        return self.episode, self.step, self.event
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What an audit says of the events of one query.
+
+    Attributes:
+        replaced: (7,) dimensions for which the audit counts and geometry does not.
+        necessary: control step of the event -> (7,) 1 or 0.
+    """
+
+    replaced: Bool[np.ndarray, "7"]
+    necessary: Mapping[int, Float[Array, "7"]]
+
+    def instead_of(self, own: Float[Array, "7"], event: int) -> Float[Array, "7"]:
+        """`own` with the audit's answer where that counts; NaN where it counts and the event was not audited."""
+        said = self.necessary.get(event, np.full(DIMENSIONS, np.nan))
+        return np.where(self.replaced, said, own)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings of an audit."""
+
+    findings: tuple[Finding, ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Audit:
+        """Read the file of an audit; a line cut short by a crash is left out.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no knockout audit in {path}; experiments/labels/audit.py makes one")
+        return cls(tuple(_finding(row) for row in read_json_lines(path)))
+
+    def kappas(self) -> Float[Array, "7"]:
+        """Kappa of each dimension; NaN where one side always says the same, so that agreement means nothing."""
+        values = np.full(DIMENSIONS, np.nan)
+        for place in range(DIMENSIONS):
+            geometric, necessary = self._pairs(place)
+            if len(set(geometric)) == 2 and len(set(necessary)) == 2:
+                values[place] = cohen_kappa_score(geometric, necessary)
+        return values
+
+    def replaced(self) -> Bool[np.ndarray, "7"]:
+        """Dimensions for which the knockout's label is to be used: kappa below 0.4."""
+        with np.errstate(invalid="ignore"):
+            return self.kappas() < TRUSTED_KAPPA
+
+    def opinion(self, episode: str, step: int) -> Opinion:
+        """What the audit says of the query at a control step of an episode."""
+        return Opinion(self._replaced, self._necessary.get((episode, step), {}))
+
+    @cached_property
+    def _replaced(self) -> Bool[np.ndarray, "7"]:
+        return self.replaced()
+
+    @cached_property
+    def _necessary(self) -> dict[tuple[str, int], dict[int, Array]]:
+        index: dict[tuple[str, int], dict[int, Array]] = {}
+        for each in self.findings:
+            if each.necessary is not None:
+                index.setdefault((each.episode, each.step), {})[each.event] = np.array(each.necessary, dtype=np.float64)
+        return index
+
+    def table(self) -> pd.DataFrame:
+        """One row per dimension: how many rows both judge, how often each says "to blame", agreement, kappa."""
+        kappas, rows = self.kappas(), []
+        for place, name in enumerate(ACTION_NAMES):
+            geometric, necessary = self._pairs(place)
+            both = np.array([geometric, necessary], dtype=bool).reshape(2, -1)
+            rows.append(
+                {
+                    "dimension": name,
+                    "rows": both.shape[1],
+                    "geometric": int(both[0].sum()),
+                    "necessary": int(both[1].sum()),
+                    "both": int(both.all(0).sum()),
+                    "agreement": float((both[0] == both[1]).mean()) if both.size else np.nan,
+                    "kappa": kappas[place],
+                    "label": "knockout" if kappas[place] < TRUSTED_KAPPA else "geometric",
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def _pairs(self, place: int) -> tuple[list[bool], list[bool]]:
+        judged = [
+            (bool(each.geometric[place]), bool(each.necessary[place]))
+            for each in self.findings
+            if each.necessary is not None and each.geometric[place] is not None
+        ]
+        return [pair[0] for pair in judged], [pair[1] for pair in judged]
+
+
+def append_finding(path: str | Path, finding: Finding) -> None:
+    """Add one finding to the file of an audit."""
+    append_json_line(Path(path), asdict(finding))
+
+
+def shapley(happens: Sequence[bool] | Float[Array, " subsets"]) -> Float[Array, " dims"]:
+    """Exact Shapley values (L. Shapley, "A value for n-person games", 1953).
+
+    Args:
+        happens: value of every subset of n dimensions; bit d of the index says whether dimension d acts.
+
+    Returns:
+        (n,) their sum is the value of all dimensions minus that of none.
+
+    Raises:
+        ValueError: the number of subsets is not a power of two.
+    """
+    values = np.asarray(happens, dtype=np.float64)
+    count = len(values).bit_length() - 1
+    if len(values) != 2**count:
+        raise ValueError(f"{len(values)} subsets are not all subsets of a set")
+    sizes = np.array([bin(subset).count("1") for subset in range(len(values))])
+    weights = np.array(
+        [math.factorial(size) * math.factorial(count - size - 1) / math.factorial(count) for size in range(count)]
+    )
+    result = np.zeros(count)
+    for dim in range(count):
+        without = np.array([subset for subset in range(len(values)) if not subset >> dim & 1], dtype=np.intp)
+        result[dim] = np.sum(weights[sizes[without]] * (values[without | 1 << dim] - values[without]))
+    return result
+
+
+def _finding(row: Mapping[str, Any]) -> Finding:
+    fields = {name: _tuples(value) for name, value in row.items()}
+    return Finding(**fields)
+
+
+def _tuples(value: Any) -> Any:
+    return (
+        tuple(_tuples(each) for each in value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+    )

@@ -1,0 +1,218 @@
+"""Which dimension of the actions is about to cause a collision?
+
+Seven labels per query, one per action dimension, from recorded contacts alone (`attribution.py` has the mathematics):
+
+    y_d = 1       a forbidden event begins in the chunk or the `horizon` control steps beyond it, and d is to blame
+    y_d = 0       no event begins there
+    masked        an event begins, but d is not to blame; or nothing that was commanded closed the gap (unattributed);
+                  or the episode ends inside the window (censored); or the robot is in contact, or was during the last
+                  three control steps
+
+A label never depends on how large an action is: without geometry there is no label. With `contrast="attribution"` the
+question is who is to blame *given* an event: 1 to blame, 0 not, masked where there is no event.
+
+With several events in one window a dimension is to blame if it is for any of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mist_interp.core.actions import ACTION_NAMES
+from mist_interp.core.errors import UnknownName
+from mist_interp.data.records import Array, ContactRecord, ReleaseRecord
+from mist_interp.data.store import RolloutStore
+from mist_interp.data.tables import read_contact
+from mist_interp.probing.attribution import GRIPPER, Blame, Course, Rule, blame
+from mist_interp.probing.audit import Audit, Opinion
+from mist_interp.probing.labels import Labels
+
+# A contact is over when this many control steps have passed without it.
+CONTACT_FREE_STEPS = 3
+CONTRASTS = ("detection", "attribution")
+
+IN_CONTACT = "in contact"
+CENSORED = "the episode ends inside the window"
+UNATTRIBUTED = "unattributed (no commanded motion closed the gap)"
+NO_GEOMETRY = "no geometry is recorded"
+NOT_AUDITED = "not in the audit"
+NO_EVENT = "no event"
+OTHERS = "an event, but of other dimensions"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The labels of one query.
+
+    Attributes:
+        values: (7,) 1, 0 or NaN.
+        reasons: why each is masked; None where it is not.
+        blames: what begins in the window.
+    """
+
+    values: Float[Array, "7"]
+    reasons: tuple[str | None, ...]
+    blames: tuple[Blame, ...] = ()
+
+
+@dataclass(frozen=True)
+class Risk:
+    """Which dimension of the actions is about to cause a collision?
+
+    Attributes:
+        horizon: control steps beyond the end of the chunk.
+        gamma: weight of an action one control step earlier.
+        share: a dimension with this share of the closed gap is to blame.
+        force: an event counts from this peak force (N) on.
+        finger_speed: a finger that closes the gap faster than this (m/s) by its own joint is to blame.
+        contrast: `detection` (to blame against no event) or `attribution` (to blame against not, among events).
+        audit: file of a knockout audit (`audit.py`); dimensions whose geometric labels agree with it by less than kappa
+            0.4 take the knockout's. None: geometry throughout.
+    """
+
+    horizon: int = 10
+    gamma: float = Rule.gamma
+    share: float = Rule.share
+    force: float = Rule.force
+    finger_speed: float = Rule.finger_speed
+    contrast: str = "detection"
+    audit: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.contrast not in CONTRASTS:
+            raise UnknownName("contrast", self.contrast, CONTRASTS)
+        if self.horizon < 0 or not 0 < self.gamma <= 1 or not 0 < self.share <= 1 or not self.force > 0:
+            raise ValueError(f"horizon >= 0, 0 < gamma <= 1, 0 < share <= 1 and force > 0 (N) are needed; got {self}")
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return "risk" if self.contrast == "detection" else "risk, attribution"
+
+    @property
+    def rule(self) -> Rule:
+        """The numbers of the definition."""
+        return Rule(self.gamma, self.share, self.force, self.finger_speed)
+
+    def labels(self, store: RolloutStore) -> Labels:
+        """Labels of all queries; the outputs are the seven action names.
+
+        `masked` counts queries by reason; a reason that holds for one dimension alone begins with its name.
+
+        Raises:
+            ValueError: the store does not record what is needed, see `mist_interp.data.replay.upgrade`.
+        """
+        queries = _queries(store)
+        verdicts = list(self.verdicts(store, queries))
+        values = np.stack([verdict.values for verdict in verdicts]).reshape(-1, len(ACTION_NAMES))
+        return Labels(
+            values, ACTION_NAMES, queries["episode"].to_numpy(), queries["query"].to_numpy(), counted(verdicts)
+        )
+
+    def verdicts(self, store: RolloutStore, queries: pd.DataFrame | None = None) -> Iterator[Verdict]:
+        """Verdicts of all queries, in the order of `store.queries()`."""
+        queries = _queries(store) if queries is None else queries
+        episodes = store.episodes().set_index("episode")
+        audit = None if self.audit is None else Audit.read(self.audit)
+        for key, rows in queries.groupby("episode", sort=False):
+            episode = episodes.loc[key]
+            course = course_of(episode, rows)
+            for step, chunk in zip(rows["step"], rows["chunk"], strict=True):
+                end = int(step) + len(chunk) + self.horizon
+                opinion = None if audit is None else audit.opinion(str(key), int(step))
+                yield self.judge(course, int(step), end, int(episode["steps"]), opinion)
+
+    def judge(self, course: Course, step: int, end: int, steps: int, opinion: Opinion | None = None) -> Verdict:
+        """Labels of a query.
+
+        Args:
+            course: the episode.
+            step: control step of the query.
+            end: first control step behind its window.
+            steps: length of the episode.
+            opinion: what a knockout audit says of the query, where geometry is not to be trusted.
+        """
+        touched = [contact for contact in course.contacts if contact.peak_force >= self.force]
+        # Between the first touch and the last contact-free step nothing is foreseen, it is being lived through.
+        if any(contact.start_step < step <= contact.end_step + CONTACT_FREE_STEPS for contact in touched):
+            return Verdict(np.full(len(ACTION_NAMES), np.nan), (IN_CONTACT,) * len(ACTION_NAMES))
+        blames = blame(course, step, end, self.rule)
+        if opinion is not None:
+            blames = [replace(each, own=opinion.instead_of(each.own, each.step)) for each in blames]
+        values, reasons = np.full(len(ACTION_NAMES), np.nan), []
+        for place in range(len(ACTION_NAMES)):
+            # What is only dropped is the gripper's affair; to the arm it is no event.
+            events = [each for each in blames if each.contacts or place == GRIPPER]
+            audited = opinion is not None and bool(opinion.replaced[place])
+            reason = self._reason(place, events, censored=end > steps, audited=audited)
+            reasons.append(reason)
+            if reason is None:
+                values[place] = float(any(each.own[place] == 1 for each in events))
+        return Verdict(values, tuple(reasons), tuple(blames))
+
+    def _reason(self, place: int, events: list[Blame], censored: bool, audited: bool) -> str | None:
+        """Why a dimension is masked; None if it is not."""
+        if not events:
+            if self.contrast == "attribution":
+                return NO_EVENT
+            return CENSORED if censored else None
+        own = np.array([each.own[place] for each in events])
+        if (own == 1).any():
+            return None
+        if not np.isnan(own).all():
+            return OTHERS if self.contrast == "detection" else None
+        if audited:
+            return NOT_AUDITED
+        known = [contact for each in events for contact in each.contacts if contact.gain is not None]
+        return UNATTRIBUTED if known else NO_GEOMETRY
+
+
+def counted(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """Number of masked queries by reason; one that holds for some dimensions only begins with `pose:` or their name."""
+    counts: Counter[str] = Counter()
+    for verdict in verdicts:
+        for reason in {reason for reason in verdict.reasons if reason is not None}:
+            places = [place for place, given in enumerate(verdict.reasons) if given == reason]
+            pose = set(range(GRIPPER)) <= set(places)
+            if pose and GRIPPER in places:
+                names = [""]
+            else:
+                names = ["pose: "] * pose + [
+                    f"{ACTION_NAMES[place]}: " for place in places if place == GRIPPER or not pose
+                ]
+            counts.update(name + reason for name in names)
+    order = ["pose", *ACTION_NAMES]
+    return dict(sorted(counts.items(), key=lambda item: (*[name == item[0].split(":")[0] for name in order], item[0])))
+
+
+def course_of(episode: Any, rows: pd.DataFrame) -> Course:
+    """Course of an episode.
+
+    Args:
+        episode: its row of `store.episodes()`.
+        rows: its rows of `store.queries()`.
+    """
+    contacts: tuple[ContactRecord, ...] = tuple(read_contact(contact) for contact in episode["contacts"])
+    releases = tuple(ReleaseRecord(**release) for release in episode["releases"])
+    if not contacts and not releases:  # most episodes; their actions are not needed
+        return Course(np.zeros((0, 7)), np.zeros((0, 13)))
+    actions = np.concatenate([np.stack(list(part)) for part in rows["executed"]])
+    hand = np.concatenate([np.stack(list(part)) for part in rows["hand"]])
+    return Course(actions, hand, contacts, releases)
+
+
+def _queries(store: RolloutStore) -> pd.DataFrame:
+    store.check_outcomes()
+    if store.manifest.version < 2:
+        raise ValueError(
+            f"{store.folder} was recorded in layout 1, without the geometry of contacts; "
+            "mist_interp.data.replay.upgrade replays it into the present one (mist label RUN --upgrade OUT)"
+        )
+    return store.queries(["episode", "query", "step", "chunk", "executed", "hand"])
