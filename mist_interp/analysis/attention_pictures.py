@@ -153,10 +153,15 @@ def overlay(
                     continue
                 values = maps.isel({kind: c - 1}).sel(camera=camera).values
                 image = axes.imshow(
-                    values, extent=(0, size, size, 0), cmap="inferno", vmin=0, vmax=high, alpha=0.65, aspect="equal"
+                    values,
+                    extent=(0, size, size, 0),
+                    cmap="inferno",
+                    vmin=0,
+                    vmax=high,
+                    alpha=np.clip(0.25 + values / high, 0, 0.85),  # the picture shows where nothing is looked at
                 )
                 if r == 0:
-                    axes.set_title(f"{kind} {labels[c - 1]}" if kind != "map" else "")
+                    axes.set_title(_caption(kind, labels[c - 1]), fontsize=8)
                 if outlines is not None and camera in outlines:
                     for row, col in np.argwhere(outlines[camera] >= 0.25):
                         step = size / len(outlines[camera])
@@ -165,6 +170,13 @@ def overlay(
         figure.colorbar(image, ax=grid, label=attention.unit, shrink=0.7)
         figure.suptitle(title or attention.what, fontsize=9, x=0.01, ha="left")
     return figure
+
+
+def _caption(kind: str, label: Any) -> str:
+    """What a map is of; positions that the head reads go by their action number alone."""
+    if kind == "map":
+        return ""
+    return str(label).removeprefix("action_read.") if kind == "from" else f"{kind} {label}"
 
 
 def frames(pictures: Sequence[Sequence[Any]], rows: Sequence[str], captions: Sequence[Sequence[str]]) -> Figure:

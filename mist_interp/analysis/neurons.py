@@ -150,12 +150,12 @@ def neuron_activations(
     """Mean activation of some neurons over some tokens, per sample: which frames do they respond to?
 
     Returns:
-        Axes (sample, neuron), labels "L3N17".
+        Axes (sample, neuron), labels "L3N17", each neuron once.
 
     Raises:
         UnknownName: no such neuron, layer or token.
     """
-    pairs = _checked(vla, neurons)
+    pairs = list(dict.fromkeys(_checked(vla, neurons)))
     layers = sorted({layer for layer, _ in pairs})
     rows = []
     for start in range(0, inputs.batch_size, batch):

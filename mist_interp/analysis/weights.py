@@ -201,8 +201,9 @@ def ov_between(
 
     Returns:
         Norm of the mean vector that a query of `from` gets from all keys of `to`, relative to the norm of the mean
-        residual stream of `from` before the block; axes (sample, layer, head, from, to). Vectors of different heads and
-        segments may cancel; norms do not show it.
+        residual stream of `from` once all heads have written (the placeholders enter the first block empty, so before
+        there is nothing to compare with); axes (sample, layer, head, from, to). Vectors of different heads and segments
+        may cancel; norms do not show it.
 
     Raises:
         ValueError: attention is not eager.
@@ -214,19 +215,21 @@ def ov_between(
         some = inputs[start : start + batch]
         written, stream = written_vectors(vla, some, rows, columns, layers)
         found.append((written.norm(dim=-1) / stream.norm(dim=-1)[:, :, None, :, None]).cpu())
-    what = "Norm of what one segment writes to another through a head, relative to the residual stream there."
+    what = (
+        "Norm of what one segment writes to another through a head, relative to the stream after the block's attention."
+    )
     return _between(vla, torch.cat(found), "share of the stream's norm", what, layers, rows, columns)
 
 
 def written_vectors(
     vla: HookedVLA, inputs: PolicyInputs, queries: Sequence[str], keys: Sequence[str], layers: Layers = None
 ) -> tuple[Float[Tensor, "batch layer head from to d_model"], Float[Tensor, "batch layer from d_model"]]:
-    """Mean vector that a query of each segment gets from all keys of each segment, per head; and the stream before.
+    """Mean vector that a query of each segment gets from all keys of each segment, per head; and the stream after.
 
     Over heads and over segments that share out the sequence, the vectors sum to the mean of `attn_out`.
     """
     layout, wanted = vla.layout(inputs), _wanted(vla, layers)
-    _, cache = vla.run_with_cache(inputs, names=[(name, wanted) for name in ("resid_pre", "v", "pattern")])
+    _, cache = vla.run_with_cache(inputs, names=[(name, wanted) for name in ("resid_mid", "v", "pattern")])
     vectors, streams = [], []
     for layer in wanted:
         pattern = cache["pattern", layer].values.float()
@@ -237,7 +240,7 @@ def written_vectors(
         z = split @ values.transpose(1, 2)[:, :, None]  # (batch, head, from, to, d_head)
         out = _weight(_block(vla, layer).self_attn.o_proj).unflatten(1, (vla.cfg.n_heads, -1))
         vectors.append(torch.einsum("bhftd,mhd->bhftm", z, out))
-        streams.append(mean @ cache["resid_pre", layer].values.float())
+        streams.append(mean @ cache["resid_mid", layer].values.float())
     return torch.stack(vectors, 1), torch.stack(streams, 1)
 
 

@@ -143,6 +143,9 @@ def test_received_attention_is_even_on_average(vla, inputs) -> None:
     tokens = torch.tensor([1.0] * len(result.axes["token"]))
     tokens[result.axes["token"].index("text")] = vla.layout(inputs[:1]).prompt_lengths[0] - 1
     total = (result.values * tokens.numpy()).sum("token")
+    # Prompts of different lengths have different even shares.
+    singles = [received(vla, inputs[k]).values for k in (0, 1)]
+    np.testing.assert_allclose(received(vla, inputs).values, (singles[0] + singles[1]) / 2, rtol=1e-4)
     np.testing.assert_allclose(total, vla.layout(inputs[:1]).length, rtol=1e-4)
 
 

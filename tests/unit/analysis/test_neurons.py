@@ -82,7 +82,7 @@ def test_the_table_is_sorted_and_knows_exclusive_neurons() -> None:
 
 
 def test_activations_and_top_frames(vla, inputs) -> None:
-    result = neuron_activations(vla, inputs, [(1, 5), (0, 2)], tokens="wrist", batch=3)
+    result = neuron_activations(vla, inputs, [(1, 5), (0, 2), (1, 5)], tokens="wrist", batch=3)
     assert result.axes["neuron"] == ["L1N5", "L0N2"]
     _, cache = vla.run_with_cache(inputs, names=("mlp.post", 1))
     expected = cache["mlp.post", 1].at("wrist")[..., 5].mean(1)
