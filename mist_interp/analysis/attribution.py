@@ -113,18 +113,33 @@ class ActionAttribution(Result):
         kept = {str(axis): self.axes[str(axis)] for axis in lead}
         return replace_plain(self, labelled(numbers.reshape(*numbers.shape[:-1], *sizes), **kept, **axes), self.what)
 
-    def plot(self, k: int = 20, **options: Any) -> Figure:
-        """Bars, mean over samples: the k parts with the largest mean magnitude, and every row that is no part."""
-        values = self.values
-        if "sample" in values.dims:
-            order = abs(values).mean("sample").to_series().sort_values(ascending=False)
-            values = values.mean("sample")
-        else:
-            order = abs(values).to_series().sort_values(ascending=False)
-        extra = [row for row in EXTRA if row in order.index]
-        largest = set([row for row in order.index if row not in EXTRA][:k])
-        shown = [row for row in self.axes["row"] if row in largest] + extra
-        return replace_plain(self, values.sel(row=shown), self.what).plot(**options)
+    def plot(self, k: int = 20, title: str = "") -> Figure:
+        """Bars: the k parts with the largest mean magnitude, and every row that is no part.
+
+        Of several samples, the bar is the mean and the line spans one standard deviation to both sides.
+        """
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        from mist_interp.analysis.figures import STYLE
+
+        samples = self.values if "sample" in self.values.dims else self.values.expand_dims("sample")
+        size = abs(samples).mean("sample").to_series().sort_values(ascending=False)
+        largest = set([row for row in size.index if row not in EXTRA][:k])
+        rows = [row for row in self.axes["row"] if row in largest or row in EXTRA]
+        shown = samples.sel(row=rows)
+        with mpl.rc_context(STYLE):
+            figure = Figure(figsize=(6.4, 0.9 + 0.2 * len(rows)))
+            axes = figure.add_subplot()
+            spread = shown.std("sample") if samples.sizes["sample"] > 1 else None
+            colors = ["0.6" if row in EXTRA else "C0" for row in rows]
+            axes.barh(range(len(rows)), shown.mean("sample"), xerr=spread, color=colors, error_kw={"lw": 0.8})
+            axes.axvline(0, color="0.5", lw=0.8)
+            axes.set_yticks(range(len(rows)), rows)
+            axes.invert_yaxis()
+            axes.set_xlabel(self.unit)
+            figure.suptitle(title or self.what, fontsize=9, x=0.01, ha="left")
+        return figure
 
 
 def direct_action_attribution(

@@ -71,12 +71,13 @@ def _line(axes: Axes, result: Result) -> None:
         axes.plot(labels, result.values, marker="o", markersize=3)
         axes.set_xlabel(name)
         axes.set_ylabel(result.unit)
+        axes.axhline(0, color="0.8", lw=0.8, zorder=0) if (result.values < 0).any() else None
     else:
         axes.barh(range(len(labels)), result.values)
         axes.set_yticks(range(len(labels)), [str(label) for label in labels])
         axes.invert_yaxis()
         axes.set_xlabel(result.unit)
-    axes.axhline(0, color="0.8", lw=0.8, zorder=0) if (result.values < 0).any() else None
+        axes.axvline(0, color="0.8", lw=0.8, zorder=0) if (result.values < 0).any() else None
 
 
 def line_panels(
@@ -113,8 +114,10 @@ def line_panels(
             axes.plot(range(len(places)), values[place].T, lw=1.2, alpha=1.0 if lines else 0.6)
             axes.set_title(str(panels[place]))
             axes.set_xticks(*_ticks(places, 12))
-            axes.set_xlabel(xlabel if place + columns >= len(panels) else "")
-            axes.set_ylabel(ylabel if place % columns == 0 else "")
+            lowest = place + columns >= len(panels)
+            axes.set_xlabel(xlabel if lowest else "")
+            axes.tick_params(labelbottom=lowest)
+        figure.supylabel(ylabel, fontsize=9)
         if lines:
             figure.legend(grid[0, 0].lines, lines, loc="outside lower center", ncols=min(len(lines), 5))
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")

@@ -193,7 +193,7 @@ def compare_lenses(
     Read-outs: `lens`; `translated`, by a `TunedTranslator`; `probe`, a ridge regression from the seven states of a
     chunk step straight to its action, with a constant of its own per step; `shuffled tokens`, the lens on the layer's
     states dealt to the wrong read positions of the same query; `other query`, the lens of another held-out query, which
-    is what no knowledge of this query costs.
+    is what no knowledge of this query costs. At the last layer `lens` and `translated` are the action itself.
 
     Where it misleads: numbers below 1 in early layers can come from the task being easy to tell and the motion being
     alike within it; compare `probe` across layers, not with 0. The probe's penalty is chosen within the fitted
@@ -211,7 +211,7 @@ def compare_lenses(
     states = _joined(vla, caches)
     translator = TunedTranslator.fit(vla, caches, groups, ridge, held_out, seed)
     held = hold_out(groups, held_out, seed)
-    *layers, last = states
+    last = list(states)[-1]
     generator = torch.Generator().manual_seed(seed)
 
     def read(layer: str, values: Tensor) -> Tensor:
@@ -229,14 +229,13 @@ def compare_lenses(
         "shuffled tokens": [],
         "other query": [],
     }
-    for layer in layers:
-        x = states[layer]
+    for layer, x in states.items():
         order = torch.stack([torch.randperm(x.shape[1], generator=generator) for _ in range(count)])
         dealt = x[held].gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
         plain = read(layer, x[held])
         answers = {
             "lens": plain,
-            "translated": read(layer, translator(x[held], layer)),
+            "translated": plain if layer == last else read(layer, translator(x[held], layer)),
             "probe": _probe(x, final, held),
             "shuffled tokens": read(layer, dealt),
             "other query": plain[other],
@@ -244,7 +243,7 @@ def compare_lenses(
         for name, answer in answers.items():
             rows[name].append((answer - truth).abs().mean((0, 1)) / guess)
     values = torch.stack([torch.stack(errors) for errors in rows.values()])
-    array = labelled(values, readout=list(rows), layer=layers, dim=list(vla.cfg.action_names))
+    array = labelled(values, readout=list(rows), layer=list(states), dim=list(vla.cfg.action_names))
     what = "Error of the action read off a layer, held-out episodes; 1 is always answering the mean action"
     return LayerResult(array, "relative error", what, translator.source)
 
