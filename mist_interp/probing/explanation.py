@@ -60,8 +60,8 @@ class Explanation:
         for blame in self.verdict.blames:
             for c in blame.contacts:
                 where, normal = (", ".join(f"{value:+.3f}" for value in v) for v in (c.point, c.normal))
-                text = f"step {c.start_step}: {c.body_robot} touches {c.body_other} ({c.kind}), {c.peak_force:.1f} N at "
-                text += f"most, {c.start_force or 0.0:.1f} N in this step; point ({where}) m, normal ({normal})"
+                text = f"step {c.start_step}: {c.body_robot} touches {c.body_other} ({c.kind}), {c.peak_force:.1f} N "
+                text += f"at most, {c.start_force or 0.0:.1f} N in this step; point ({where}) m, normal ({normal})"
                 if c.finger_speed is not None:
                     text += f"; the finger's own joint closed the gap at {1000 * c.finger_speed:.1f} mm/s"
                 said.append(text)
