@@ -113,11 +113,14 @@ class ActionAttribution(Result):
         kept = {str(axis): self.axes[str(axis)] for axis in lead}
         return replace_plain(self, labelled(numbers.reshape(*numbers.shape[:-1], *sizes), **kept, **axes), self.what)
 
-    def plot(self, k: int = 20, title: str = "") -> Figure:
+    def plot(self, k: int = 20, title: str = "", **options: Any) -> Figure:
         """Bars: the k parts with the largest mean magnitude, and every row that is no part.
 
-        Of several samples, the bar is the mean and the line spans one standard deviation to both sides.
+        Of several samples, the bar is the mean and the line spans one standard deviation to both sides. With options
+        it is drawn like any result.
         """
+        if options or "row" not in self.values.dims:
+            return super().plot(title=title, **options)
         import matplotlib as mpl
         from matplotlib.figure import Figure
 

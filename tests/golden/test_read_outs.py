@@ -8,6 +8,7 @@ from golden_fixtures import DATA, golden, inputs
 from mist_interp import HookedVLA
 from mist_interp.analysis.attribution import direct_action_attribution
 from mist_interp.analysis.lens import action_lens, logit_lens
+from mist_interp.tracing.checks import noise_inputs
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,12 @@ def load():
         return loaded[name]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def mini():
+    vla = HookedVLA.from_pretrained("mini")
+    return vla, noise_inputs(vla)
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])
@@ -52,6 +59,19 @@ def test_shares_sum_to_the_recorded_action(load, case, unit):
     close = fixture.tolerance("features_embeddings_actions")
     assert shares.total.values.item() == pytest.approx(float(recorded), abs=close)
     assert abs(shares.error.values.item()) < close and abs(shares.sel(row="rest").values.item()) < close
+
+
+@pytest.mark.parametrize("unit", ["component", "head", "neuron"])
+def test_on_mini_the_lens_ends_in_the_action_and_shares_sum_to_it(mini, unit):
+    vla, queries = mini
+    action = vla(queries).values
+    assert np.array_equal(action_lens(vla, queries).sel(layer=-1).values, action)
+    shares = direct_action_attribution(vla, queries, "t0.dz", unit)
+    np.testing.assert_allclose(shares.total.values, action[:, 0, 2], atol=1e-9)
+    assert abs(shares.error.values).max() < 1e-5 and abs(shares.sel(row="rest").values).max() < 1e-5
+    versus = direct_action_attribution(vla, queries[0], "t0.dz", unit, queries[1], points=128)
+    assert versus.total.values.item() == pytest.approx(float(action[0, 0, 2] - action[1, 0, 2]), abs=1e-6)
+    assert abs(versus.error.values.item()) < 0.02 * abs(versus.parts().values).sum()
 
 
 @pytest.mark.parametrize("unit", ["component", "head", "neuron"])

@@ -50,9 +50,21 @@ def test_probabilities_of_the_logit_lens(variant):
     assert ((lens.outside.values >= 0) & (lens.outside.values <= 1)).all()
     last = lens.outside.sel(layer=-1).values
     assert 0.05 < float(last.mean()) < 0.95
-    bounds = vla.policy.bounds("action")
-    six = lens.expected.values.values[..., :6]
-    assert (six > np.array(bounds.low[:6])).all() and (six < np.array(bounds.high[:6])).all()
+
+
+def test_the_expected_action_is_the_mean_over_the_bins():
+    vla = small("discrete")
+    inputs = queries(vla)
+    _, cache = vla.run_with_cache(inputs, names=[("resid_post", 1)])
+    logits = vla.policy.language_model.lm_head(vla.policy.language_model.model.norm(cache["resid_post", 1].values))
+    vocabulary = vla.policy.config.bin_vocab_size
+    probabilities = logits[..., vocabulary - 256 : vocabulary].double().softmax(-1)
+    places = cache.layout.select("action_read").index
+    probabilities = probabilities.gather(1, places[..., None].expand(-1, -1, 256)).flip(-1)  # smallest action first
+    centres = torch.cat([-1 + (2 * torch.arange(255) + 1) / 255, torch.tensor([1 - 1 / 255])]).double()
+    gripper = (probabilities * centres).sum(-1).reshape(2, 8, 7)[..., 6]  # its number is not un-normalised
+    found = logit_lens(vla, inputs).expected.sel(layer=1, dim="gripper").values.values
+    np.testing.assert_allclose(found, gripper, atol=1e-6)
 
 
 def test_an_early_layer_is_what_the_policy_does_if_the_later_ones_are_skipped():

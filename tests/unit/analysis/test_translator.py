@@ -100,6 +100,7 @@ def test_the_comparison_tells_knowledge_from_chance():
         table = compare_lenses(vla, caches, EPISODES, ridge=1e-9)
     assert table.axes["readout"] == list(READOUTS) and table.axes["layer"] == ["embed", "0", "1", "2", "3"]
     assert (table.sel(layer=-1, readout=["lens", "translated"]).values == 0).all()
+    assert (table.sel(layer=-1, readout=["shuffled tokens", "other query"]).values > 0.2).all()
     error = table.values.mean("dim").sel(layer="1")
     assert error.sel(readout="translated") < 0.02 < error.sel(readout="lens")
     assert error.sel(readout="shuffled tokens") > 0.5 and error.sel(readout="other query") > 0.5
