@@ -117,7 +117,8 @@ def test_half_precision_is_measured_as_it_is_stored(make_vla):
     vla = type(vla)(vla.policy.__class__(vla.policy.config).to(torch.bfloat16).eval().requires_grad_(False))
     inputs = noise_inputs(vla)
     tiny = replace(RESID, torch.full((64,), 1.0), "proprio")
-    with vla.hooks(tiny, add(RESID, torch.full((64,), 1e-4), "proprio")):
-        vla(inputs)
-        pushed = vla.changes()[1]
-    assert pushed.total == 0 and pushed.touched.tolist() == [0, 0], "1 + 1e-4 is 1 in bfloat16"
+    for push in (add(RESID, torch.full((64,), 1e-4), "proprio"), (RESID, lambda x, site: x.double() + 1e-4, "proprio")):
+        with vla.hooks(tiny, push):
+            vla(inputs)
+            pushed = vla.changes()[1]
+        assert pushed.total == 0 and pushed.touched.tolist() == [0, 0], "1 + 1e-4 is 1 in bfloat16"
