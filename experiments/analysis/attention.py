@@ -2,10 +2,29 @@
 
     python experiments/analysis/attention.py
 
-Real frames of libero_spatial: the start of an episode and two chunks later. Heads are ranked on half of the start
-states and judged on the other half. Figures go to `results/analysis/`.
+Real frames of libero_spatial, 4 start states of each task at control steps 0, 16, 24 and 40: 160 scenes. Heads are
+ranked by two start states of each task and judged, and blinded, on the other two. Figures go to `results/analysis/`.
 
-(numbers pending)
+What it showed for the shipped weights:
+
+- action_read gives 75 % of its attention to the two pictures, 11 % to the prompt, 2 % to the robot state. Blinding all
+  of its heads to a segment moves dx dy dz by 0.22 (agentview), 0.18 (wrist), 0.05 (robot state), 0.05 (text) standard
+  deviations over scenes at step 0, and by 0.26, 0.45, 0.01, 0.05 at step 24. Only what action_read fetches itself is cut:
+  the prompt decides everything (another task's instruction: no success, see the model card), by way of other tokens.
+- In block 0 the heads of action_read look everywhere evenly, because the placeholders enter it as zeros.
+- One head of 16 follows the target bowl, L1H3: 16.7 % of its attention on the bowl, 9.9 % if the masks are those of
+  other scenes (gain 6.8 points, 95 % interval over tasks 2.7 to 10.8, in the judged half), and no gain on the other,
+  identical bowl (-0.4). Spearman of all heads' gains between the halves: 0.99. The gain comes with the approach: -0.6
+  points at step 0, when the wrist camera often does not see the bowl, then 3.4, 4.4 and 7.9. Within one step the
+  intervals reach below zero (at step 40 from -1.2 to 16.5): the bowl then stands at nearly the same place of the wrist
+  picture in all scenes, and following and habit look alike.
+- The action depends on it. At step 24, L1H3 of action_read blinded to the bowl's 17 patches moves dx dy dz by 0.114
+  standard deviations; as many other patches of the same cameras 0.008 (difference 0.038 to 0.184); other heads blinded
+  to the bowl 0.014 (difference 0.034 to 0.178). All 16 heads together: 0.179, so most of what action_read itself
+  fetches from the bowl's patches comes through this one head. At step 40: 0.069, 0.005, 0.017, all heads 0.146.
+- At step 0 nothing does: 0.001 for L1H3, 0.008 for all heads, less than for other patches (0.014).
+- Tokens with more than 5 times the even share: the robot state and four patches. They have 9 % of the attention of
+  action_read on average and 27 % in one head. BOS is no sink.
 """
 
 import os
