@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mist_interp import HookedVLA
+from mist_interp import PolicySource
 from mist_interp.cli.progress import ProgressDisplay, duration, print_summary
 from mist_interp.core.files import write_atomic
 from mist_interp.data import ActivationSet, Protocol, RolloutStore, collect_rollouts
-from mist_interp.evaluation import Detector, NoEdit, Steer, evaluate, random_direction
-from mist_interp.evaluation import Protocol as EvaluationProtocol
+from mist_interp.evaluation import Detector, NoEdit, Steer, evaluate, quiet_threshold, random_direction
 from mist_interp.evaluation.detector import ProbeScore
 from mist_interp.evaluation.plan import make_plan, units_of
-from mist_interp.probing import Probe, ProbeReport, cross_validate
+from mist_interp.probing import Probe, ProbeReport, cross_validate, make_folds
+from mist_interp.probing.readout import fit_readout
+from mist_interp.probing.report import PROBE
 from mist_interp.report import write_report
 from mist_interp.steering import SteeringDirection
 
+# Share of quiet episodes in which the probe may fire.
+FALSE_ALARMS = 0.1
 console = Console(highlight=False)
 
 
@@ -43,6 +48,9 @@ class Settings:
 
     model: str = "mini"
     """Policy: "mini" (ships with the package), a folder, or a Hub id."""
+
+    device: str | None = None
+    """Where the policy runs, for example cuda; default: the CPU."""
 
     suite: str = "libero_spatial"
     """LIBERO suite."""
@@ -71,6 +79,11 @@ class Settings:
     workers: int = 2
     """Processes."""
 
+    @property
+    def policy(self) -> PolicySource:
+        """What is loaded here and in every worker."""
+        return PolicySource(self.model, device=self.device)
+
 
 def main(settings: Settings) -> None:
     """Run all steps; each explains itself."""
@@ -78,7 +91,7 @@ def main(settings: Settings) -> None:
     console.print("[bold]mist_interp quickstart[/]: see a collision coming, steer away from it, count honestly.\n")
 
     step(1, "The policy", "a real OpenVLA-OFT network, wrapped so that every activation has a name.")
-    vla = HookedVLA.from_pretrained(settings.model)
+    vla = settings.policy.load(settings.suite)
     layer = settings.layer if settings.layer is not None else vla.cfg.n_layers // 2
     site = vla.site(("resid_post", layer))
     parameters = sum(p.numel() for p in vla.policy.parameters())
@@ -117,8 +130,10 @@ def main(settings: Settings) -> None:
         "three arms on the same start states, none of which was used above: nothing (the probe watches), the "
         "direction, and a random direction of the same length as placebo. An arm must beat both to mean anything.",
     )
-    evaluation = compare(settings, probe, store, direction)
-    print_summary(evaluation.summary(), console)
+    summary = compare(settings, probe, store, direction).summary()
+    print_summary(summary, console)
+    for sentence in verdict(summary):
+        say(sentence)
     page = write_report(settings.out, title="mist_interp quickstart")
     console.print(f"\nReport with films: [bold]{page}[/]   ({duration(time.monotonic() - begun)} in all)")
 
@@ -129,7 +144,7 @@ def rollouts(settings: Settings) -> RolloutStore:
     with Progress(*columns, console=console) as bar:
         shown = bar.add_task("episodes", total=len(settings.tasks) * len(settings.rollout_inits))
         return collect_rollouts(
-            settings.model,
+            settings.policy,
             settings.suite,
             out=settings.out / "rollouts",
             sites="resid_post",
@@ -202,24 +217,62 @@ def contrast(settings: Settings, probe: Probe, store: RolloutStore) -> SteeringD
 
 
 def compare(settings: Settings, probe: Probe, store: RolloutStore, direction: SteeringDirection) -> Any:
-    """The paired evaluation; the probe watches every arm and fires on a tenth of the quiet queries."""
-    quiet = probe.read(store).labels.values[:, 0] == 0
-    threshold = float(np.quantile(probe.predict_proba(store)[quiet, 0], 0.9).round(3))
-    say(f"The probe fires from a probability of {threshold:.2f} on. Steering is live at all queries.")
+    """The paired evaluation; the probe watches every arm and fires in about a tenth of the quiet episodes."""
+    maxima = quiet_maxima(probe, store)
+    # Rounded up: the last digit of a fit may differ between machines, and a run that goes on needs the same threshold.
+    threshold = float(np.ceil(1000 * quiet_threshold(maxima, FALSE_ALARMS)) / 1000)
+    fires = f"The probe fires from a probability of {threshold:.2f} on"
+    if np.isinf(threshold):
+        fires = f"The probe never fires: {len(maxima)} quiet episodes are too few for a threshold"
+    say(
+        f"{fires} (of {len(maxima)} quiet episodes, each scored by a probe that did not see it, {FALSE_ALARMS:.0%} may "
+        "pass). Steering is live at all queries."
+    )
     with ProgressDisplay(console) as display:
         return evaluate(
-            settings.model,
+            settings.policy,
             settings.suite,
             [NoEdit(), Steer(direction, settings.coef), random_direction(direction, settings.coef, seed=1)],
             out=settings.out,
             tasks=settings.tasks,
             inits=settings.evaluation_inits,
-            protocol=EvaluationProtocol(max_steps=settings.max_steps),
+            protocol=Protocol(max_steps=settings.max_steps),
             detector=Detector(ProbeScore(probe), threshold, "contact probe"),
             videos="sample",
             workers=settings.workers,
             on_progress=display.show,
         )
+
+
+def quiet_maxima(probe: Probe, store: RolloutStore) -> Float[np.ndarray, " episodes"]:
+    """Largest probability in every episode without the target, given by a probe that did not see its start state."""
+    data = probe.read(store)
+    rows, target = data.features[PROBE], data.labels.values[:, 0]
+    maxima = []
+    for fold in make_folds(store, "init_state"):
+        known = data.labelled(fold.train)
+        readout = fit_readout(probe.estimator_, rows[known], data.labels.values[known])
+        for episode in fold.test:
+            mine = data.labels.episode == episode
+            chances = readout.probabilities(rows[mine])
+            if chances is not None and not (target[mine] == 1).any():
+                maxima.append(chances[:, 0].max())
+    return np.array(maxima)
+
+
+def verdict(summary: Mapping[str, Any]) -> list[str]:
+    """Whether steering did better than nothing and than the placebo, one sentence for each tested outcome."""
+    sentences = []
+    for name, wish in (("success_rate", 1), ("collision_rate_1n", -1)):
+        tests = [row for row in summary["comparisons"] if (row["arm"], row["metric"]) == ("steer", name)]
+        if not tests:
+            continue
+        won = [row["reference"] for row in tests if wish * row["difference"]["value"] > 0 and row["p_holm"] < 0.05]
+        against = " and ".join(row["reference"] for row in tests)
+        outcome = "more successes" if wish > 0 else "fewer collisions"
+        claim = "yes" if len(won) == len(tests) > 1 else f"not shown (shown against {' and '.join(won) or 'neither'})"
+        sentences.append(f"Does steering give {outcome} than {against}? [bold]{claim}[/].")
+    return sentences
 
 
 def step(number: int, title: str, sentence: str) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mist_interp.core.layout import TokenLayout as TokenLayout
     from mist_interp.core.names import Site as Site
     from mist_interp.data.activations import collect as collect
+    from mist_interp.data.policy_source import PolicySource as PolicySource
     from mist_interp.probing.probe import Probe as Probe
     from mist_interp.steering.direction import SteeringDirection as SteeringDirection
     from mist_interp.tracing.cache import ActivationCache as ActivationCache
@@ -23,6 +24,7 @@ _HOMES = {
     "HookedVLA": "mist_interp.tracing.hooked",
     "ActivationCache": "mist_interp.tracing.cache",
     "PolicyInputs": "mist_interp.core.inputs",
+    "PolicySource": "mist_interp.data.policy_source",
     "ActionChunk": "mist_interp.core.actions",
     "Site": "mist_interp.core.names",
     "TokenLayout": "mist_interp.core.layout",

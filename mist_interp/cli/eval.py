@@ -10,12 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mist_interp.cli.progress import ProgressDisplay, print_summary
-from mist_interp.evaluation.arm_texts import parse_arm
-from mist_interp.evaluation.detector import Detector, ProbeScore
-from mist_interp.evaluation.execute import Protocol
-from mist_interp.evaluation.runner import evaluate
-from mist_interp.probing.probe import Probe
+from mist_interp.data.policy_source import PolicySource
 
 
 @dataclass(frozen=True)
@@ -30,6 +25,8 @@ class Command:
     random-direction:direction=runs/direction,coef=2 --detector runs/probe --threshold 0.6
 
     mist eval --out results/try --limit 2 --max-steps 40 (a smoke run, marked partial)
+
+    mist eval --out results/oft --model moojink/openvla-7b-oft-finetuned-libero-spatial --device cuda --profile faithful
     """
 
     out: Path
@@ -37,6 +34,19 @@ class Command:
 
     model: str = "mini"
     """Policy: "mini" (ships with the package), a folder, or a Hub id."""
+
+    device: str | None = None
+    """Where the policy runs, for example cuda; default: the CPU."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights; default: float32 below a billion parameters, bfloat16 above."""
+
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """How attention is computed; default: sdpa."""
+
+    unnorm_key: str | None = None
+    """Data set whose statistics turn actions into robot units; default: the only one of the checkpoint, or of several
+    the suite's."""
 
     suite: str = "libero_spatial"
     """LIBERO suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90."""
@@ -99,13 +109,21 @@ class Command:
 
     def run(self) -> int:
         """Run and print; 1 when there are error rows."""
+        policy = PolicySource(self.model, self.device, self.dtype, self.attn_implementation, self.unnorm_key)
+        policy.check()  # before the imports that take seconds
+        from mist_interp.cli.progress import ProgressDisplay, print_summary
+        from mist_interp.evaluation import Detector, Protocol, evaluate
+        from mist_interp.evaluation.arm_texts import parse_arm
+        from mist_interp.evaluation.detector import ProbeScore
+        from mist_interp.probing import Probe
+
         detector = None
         if self.detector is not None:
             detector = Detector(ProbeScore(Probe.load(self.detector)), self.threshold, self.detector.name)
         arms = [parse_arm(text) for text in self.arms]
         with ProgressDisplay() as display:
             result = evaluate(
-                self.model,
+                policy,
                 self.suite,
                 arms,
                 out=self.out,

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from mist_interp.evaluation.progress import ArmProgress, Progress
@@ -74,9 +75,10 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     console = console or Console()
     units = summary["units"]
     if summary["partial"]:
-        console.print(f"[yellow]partial, not a result:[/] {'; '.join(summary['partial_reasons'])}")
+        console.print(f"[yellow]partial, not a result:[/] {escape('; '.join(summary['partial_reasons']))}")
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]mind:[/] {escape(warning)}")
     if not summary["arms"]:
-        console.print("no unit has finished in every arm yet")
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("arm", no_wrap=True)

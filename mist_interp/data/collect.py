@@ -22,7 +22,8 @@ from mist_interp.core.names import SiteKey
 from mist_interp.core.provenance import provenance
 from mist_interp.data.capture import caching_act, token_groups
 from mist_interp.data.collect_workers import Progress, run_in_processes
-from mist_interp.data.plan import Protocol, plan_units, resolve_policy, resolve_suite, run_settings, shard_units
+from mist_interp.data.plan import Protocol, check_workers, plan_units, resolve_suite, run_settings, shard_units
+from mist_interp.data.policy_source import named_policy, resolve_policy
 from mist_interp.data.records import EpisodeRecord, Unit, episode_key
 from mist_interp.data.rollout import rollout
 from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
@@ -62,7 +63,7 @@ def collect_rollouts(
     """Run the policy on all units and store every episode with its activations.
 
     Args:
-        vla: the policy, or what `HookedVLA.from_pretrained` takes (needed in that form by `workers` > 1).
+        vla: the policy, or its name, folder or `PolicySource` (device, dtype, ...); `workers` > 1 need one of these.
         suite: a `LiberoSuite` or its name.
         out: folder of the store.
         sites: what to keep, e.g. `"resid_post"` for the residual stream of all layers.
@@ -81,11 +82,13 @@ def collect_rollouts(
         The store, with all episodes that it has by now.
 
     Raises:
-        ValueError: `out` holds rollouts with other settings, or a start state does not exist.
+        ValueError: `out` holds rollouts with other settings, or a start state or number of workers does not exist.
         UnknownName: a site, token group, task or pooling that there is not.
         OverflowError: an activation does not fit float16.
         RuntimeError: three episodes crashed one after the other, or a worker died.
     """
+    check_workers(workers)
+    vla = named_policy(vla)
     suite = resolve_suite(suite)
     units = plan_units(suite, tasks, inits, simulator_seeds)
     report = on_progress or (lambda _: None)
@@ -93,7 +96,7 @@ def collect_rollouts(
         settings: dict[str, Any] = {"sites": sites, "tokens": tokens, "pool": pool, "tasks": tasks, "inits": inits}
         settings |= {"simulator_seeds": simulator_seeds, "protocol": protocol, "make_env": make_env, "out": out}
         return run_in_processes(vla, suite, units, settings, workers, report)
-    policy = resolve_policy(vla)
+    policy = resolve_policy(vla, suite.name)
     groups = token_groups(policy, sites, tokens, pool)
     store = RolloutStore.create(out, Manifest(groups, run_settings(policy, suite, protocol)))
     part = shard_units(units, shard)
@@ -153,7 +156,7 @@ def _run(
             caching_act(vla, instruction, groups),
             unit=unit,
             instruction=instruction,
-            max_steps=protocol.max_steps or suite.max_steps,
+            max_steps=protocol.step_limit(suite),
             open_loop_steps=protocol.open_loop_steps,
             provenance=facts,
         )

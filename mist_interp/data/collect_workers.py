@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mist_interp.core.processes import end_with_parent
+from mist_interp.data.policy_source import PolicySource
 from mist_interp.data.records import EpisodeRecord, Unit, episode_key
 from mist_interp.data.store import RolloutStore
 
@@ -49,11 +50,13 @@ def run_in_processes(
     """Share the units among processes, each with its own policy; `settings` are the arguments of `collect_rollouts`.
 
     Raises:
-        ValueError: the policy is not given as a name or folder.
+        ValueError: the policy is not a `PolicySource`.
         RuntimeError: a worker died; what it finished is stored.
     """
-    if not isinstance(vla, str):
-        raise ValueError("with several workers give the policy as a name or a folder; each worker loads its own")
+    if not isinstance(vla, PolicySource):
+        raise ValueError(
+            "with several workers give the policy as a name or a folder, or as a PolicySource; each loads its own"
+        )
     context = multiprocessing.get_context("spawn")
     threads = max(1, (os.cpu_count() or 1) // workers)
     parts = [f"{number}/{workers}" for number in range(workers)]
@@ -90,7 +93,7 @@ def run_in_processes(
     return RolloutStore.open(settings["out"])
 
 
-def _work(vla: str, suite: str, settings: dict[str, Any], threads: int) -> None:
+def _work(vla: PolicySource, suite: str, settings: dict[str, Any], threads: int) -> None:
     from mist_interp.data.collect import collect_rollouts
 
     end_with_parent()

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
 
 from mist_interp.core.errors import UnknownName
+from mist_interp.data.policy_source import resolve_policy as resolve_policy
 from mist_interp.data.records import Unit
+
+# As in `mist_interp.libero.render`, which loads the simulator.
+PROFILES = ("fast", "faithful")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the episodes.
+    """Settings of the episodes beside policy and plan, in collection and in evaluation alike.
 
     Attributes:
-        profile: render profile, `fast` or `faithful`.
+        profile: render profile, `fast` or `faithful` (pixel-equal to LIBERO's own observation).
         resolution: side of the camera images in pixels.
-        max_steps: step limit without the settling steps; None takes the suite's.
+        max_steps: step limit without the 10 settling steps; None takes the suite's.
         open_loop_steps: actions executed per query; None executes the whole chunk.
+
+    Raises:
+        UnknownName: another profile.
+        ValueError: a number that is not whole or below 1.
     """
 
     profile: str = "fast"
@@ -29,17 +38,61 @@ class Protocol:
     max_steps: int | None = None
     open_loop_steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise UnknownName("render profile", self.profile, PROFILES)
+        for name in ("resolution", "max_steps", "open_loop_steps"):
+            value = getattr(self, name)
+            if value is not None or name == "resolution":
+                whole_numbers(name, [value], least=1)
+
+    @property
+    def render(self) -> dict[str, Any]:
+        """What the environment's pictures depend on."""
+        return {"profile": self.profile, "resolution": self.resolution}
+
+    def step_limit(self, suite: Any) -> int:
+        """The step limit in force: its own, or the suite's."""
+        return int(suite.max_steps if self.max_steps is None else self.max_steps)
+
+
+def whole_numbers(name: str, values: Iterable[Any], least: int = 0) -> list[int]:
+    """The values as plain integers; those of numpy are welcome.
+
+    Raises:
+        ValueError: one is not whole, or below `least`; the message names it.
+    """
+    numbers = []
+    for value in values:
+        try:
+            numbers.append(index(value))
+        except TypeError:
+            numbers.append(least - 1)
+        if numbers[-1] < least:
+            raise ValueError(f"{name}: {value!r} is not a whole number of at least {least}")
+    return numbers
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of processes that is none.
+
+    Raises:
+        ValueError: it is below 1 or not whole.
+    """
+    whole_numbers("workers", [workers], least=1)
+
 
 def plan_units(suite: Any, tasks: Sequence[int] | str, inits: Sequence[int], seeds: Sequence[int]) -> list[Unit]:
     """All units, task by task.
 
     Raises:
         UnknownName: a task that the suite does not have.
-        ValueError: a start state that a task does not have, or nothing to run.
+        ValueError: a start state that a task does not have, a number that is not whole, or nothing to run.
     """
     if isinstance(tasks, str) and tasks != "all":
         raise UnknownName("value of tasks", tasks, ["all"])
-    indices = range(len(suite.tasks)) if isinstance(tasks, str) else tasks
+    indices = list(range(len(suite.tasks))) if isinstance(tasks, str) else whole_numbers("tasks", tasks)
+    inits, seeds = whole_numbers("inits", inits), whole_numbers("simulator_seeds", seeds)
     for task in indices:
         if task not in range(len(suite.tasks)):
             raise UnknownName(f"task of {suite.name}", task, [str(index) for index in range(len(suite.tasks))])
@@ -76,15 +129,6 @@ def resolve_suite(suite: Any) -> Any:
     return LiberoSuite(suite)
 
 
-def resolve_policy(vla: Any) -> Any:
-    """A policy given by its name or folder is loaded."""
-    if not isinstance(vla, str):
-        return vla
-    from mist_interp.tracing.hooked import HookedVLA
-
-    return HookedVLA.from_pretrained(vla)
-
-
 def policy_settings(vla: Any) -> dict[str, Any]:
     """What must be equal of the policy for activations to belong to one store, as plain values; live edits included."""
     facts = {
@@ -92,6 +136,8 @@ def policy_settings(vla: Any) -> dict[str, Any]:
         "variant": vla.policy.variant,
         "weights": weights_fingerprint(vla.policy),
     }
+    if len(vla.policy.config.norm_stats or {}) > 1:  # one alone is part of the checkpoint
+        facts["unnorm_key"] = vla.policy.unnorm_key
     edits = [edit.fn.to_dict() if edit.is_data else str(edit) for edit in vla.edits()]
     # An edit that is data stands at several sites and is written once.
     return facts | ({"edits": [edit for i, edit in enumerate(edits) if edit not in edits[:i]]} if edits else {})
@@ -103,7 +149,7 @@ def run_settings(vla: Any, suite: Any, protocol: Protocol) -> dict[str, Any]:
         "suite": suite.name,
         "profile": protocol.profile,
         "resolution": protocol.resolution,
-        "max_steps": protocol.max_steps or suite.max_steps,
+        "max_steps": protocol.step_limit(suite),
         "open_loop_steps": protocol.open_loop_steps,
     }
 

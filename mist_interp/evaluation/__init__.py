@@ -8,6 +8,7 @@ _EXPORTS = {
     "Evaluation": "runner",
     "Protocol": "execute",
     "Detector": "detector",
+    "quiet_threshold": "detector",
     "Arm": "arms",
     "ArmLog": "arms",
     "NoEdit": "arms",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mist_interp.core.provenance import provenance
+from mist_interp.data.plan import Protocol
 from mist_interp.evaluation.arms import Arm
 from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import EnvironmentPool, MakeEnv
@@ -26,28 +27,6 @@ log = logging.getLogger(__name__)
 
 # A run whose every episode crashes has a cause that no further episode will cure.
 MAX_ERRORS_IN_A_ROW = 10
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """Settings of a run beside policy, arms and plan; equal settings and plan give equal rows.
-
-    Attributes:
-        profile: render profile, `fast` or `faithful` (pixel-equal to LIBERO's own observation).
-        resolution: side of the camera images in pixels.
-        max_steps: step limit without the 10 settling steps; None takes the suite's.
-        open_loop_steps: actions executed per query; None executes the whole chunk.
-    """
-
-    profile: str = "fast"
-    resolution: int = 256
-    max_steps: int | None = None
-    open_loop_steps: int | None = None
-
-    @property
-    def render(self) -> dict[str, Any]:
-        """What the environment's pictures depend on."""
-        return {"profile": self.profile, "resolution": self.resolution}
 
 
 @dataclass(frozen=True)
@@ -84,7 +63,7 @@ def run_episodes(
                     arms[planned.arm],
                     planned,
                     instruction=job.suite.tasks[planned.unit.task].instruction,
-                    max_steps=job.protocol.max_steps or job.suite.max_steps,
+                    max_steps=job.protocol.step_limit(job.suite),
                     open_loop_steps=job.protocol.open_loop_steps,
                     detector=job.detector,
                     on_step=camera.on_step if camera else None,
@@ -103,7 +82,8 @@ def run_episodes(
             if errors == MAX_ERRORS_IN_A_ROW:
                 raise RuntimeError(
                     f"{errors} episodes failed one after the other, the last with {row['error']}; "
-                    f"tracebacks are in {folder.rows_path}; repair the cause and use retry_errors"
+                    f"tracebacks are in {folder.rows_path}; repair the cause and run "
+                    "the same again with retry_errors=True (--retry-errors)"
                 )
     finally:
         pool.close()

@@ -8,6 +8,7 @@ progress goes to a callback.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ import pandas as pd
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
+from mist_interp.data.plan import check_workers, resolve_suite
+from mist_interp.data.policy_source import named_policy, resolve_policy
 from mist_interp.evaluation.arms import Arm, NoEdit
+from mist_interp.evaluation.caveats import partial_reasons, placebo_arms, statistics_warning, warnings_of
 from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import MakeEnv, make_libero_env
 from mist_interp.evaluation.execute import Job, Protocol, run_episodes
@@ -25,9 +29,11 @@ from mist_interp.evaluation.folder import ResultsFolder, episode_table
 from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, shard_of, units_of
 from mist_interp.evaluation.progress import Progress, ProgressMeter
 from mist_interp.evaluation.sample import film_sample
-from mist_interp.evaluation.subject import model_facts, resolve_policy
+from mist_interp.evaluation.subject import model_facts
 from mist_interp.evaluation.summary import summarize
 from mist_interp.evaluation.workers import run_in_processes
+
+log = logging.getLogger(__name__)
 
 DEFAULT_PROTOCOL = Protocol()
 VIDEOS = ("none", "sample", "failures", "all")
@@ -80,7 +86,7 @@ def evaluate(
     """Run all arms on the same units, or go on with it.
 
     Args:
-        vla: the policy, or what `HookedVLA.from_pretrained` takes (needed in that form by `workers` > 1).
+        vla: the policy, or its name, folder or `PolicySource` (device, dtype, ...); `workers` > 1 need one of these.
         suite: a `LiberoSuite` or its name.
         arms: interventions; the first table compares them with the arm called `none`.
         out: results folder.
@@ -94,7 +100,7 @@ def evaluate(
             finished episodes afterwards, see `film_sample`.
         limit: run only the first `limit` units (all their arms); the summary is then marked partial.
         shard: `i/n`: this process runs the i-th of n parts; all parts share the folder.
-        workers: processes; each loads its own policy.
+        workers: processes; each loads its own policy, beside the one of this process.
         retry_errors: run episodes again whose row is an error.
         dry_run: write nothing, run nothing; the returned counts say what would be run.
         on_progress: called after each episode and at the start.
@@ -102,13 +108,16 @@ def evaluate(
 
     Raises:
         SettingsDiffer: `out` holds a run with other settings.
-        ValueError: an arm or the detector was fitted on some of the units, or an init state does not exist.
-        UnknownName: a task that the suite does not have, or an unknown value of `videos`.
+        ValueError: an arm or the detector was fitted on some of the units, an init state does not exist, or a number is
+            none that can be run.
+        UnknownName: no such policy, a task that the suite does not have, or an unknown value of `videos`.
         RuntimeError: ten episodes crashed one after the other, or a worker died.
     """
     if videos not in VIDEOS:
         raise UnknownName("value of videos", videos, VIDEOS)
-    suite = _suite(suite)
+    check_workers(workers)
+    vla = named_policy(vla)
+    suite = resolve_suite(suite)
     plan = make_plan(
         suite.name,
         _task_indices(suite, tasks),
@@ -127,8 +136,11 @@ def evaluate(
     folder = ResultsFolder(out)
     if dry_run:
         return Evaluation(folder, len(plan), len(folder.missing(part, retry_errors=retry_errors)))
-    policy = resolve_policy(vla)
-    folder.start(_settings(policy, suite, arms, protocol, detector), plan)
+    policy = resolve_policy(vla, suite.name)
+    settings = _settings(policy, suite, arms, protocol, detector)
+    if doubt := statistics_warning(settings):
+        log.warning(doubt)
+    folder.start(settings, plan)
     for arm in arms:
         if edits := getattr(arm, "edits", None):
             folder.keep_edits(arm.name, edits())
@@ -154,12 +166,15 @@ def evaluate(
 
 def summarize_folder(folder: ResultsFolder) -> dict[str, Any]:
     """Summary of what the folder holds now."""
-    config, rows, plan = folder.config(), folder.rows(), folder.plan()
-    settings = config["settings"]
-    reasons = []
-    if settings["max_steps"] < settings["suite_max_steps"]:
-        reasons.append(f"step limit {settings['max_steps']} instead of the suite's {settings['suite_max_steps']}")
-    return summarize(pd.DataFrame(rows), tuple(dict.fromkeys(e.arm for e in plan)), planned=len(plan), partial=reasons)
+    settings, rows, plan = folder.config()["settings"], folder.rows(), folder.plan()
+    return summarize(
+        pd.DataFrame(rows),
+        tuple(dict.fromkeys(episode.arm for episode in plan)),
+        planned=len(plan),
+        partial=partial_reasons(settings),
+        warnings=warnings_of(settings, rows),
+        placebos=placebo_arms(settings),
+    )
 
 
 def write_summary(folder: ResultsFolder) -> dict[str, Any]:
@@ -177,18 +192,10 @@ def _settings(
         "suite_max_steps": suite.max_steps,
         "model": model_facts(policy),
         **asdict(protocol),
-        "max_steps": protocol.max_steps or suite.max_steps,
+        "max_steps": protocol.step_limit(suite),
         "detector": detector.config() if detector else None,
         "arms": {arm.name: arm.config() for arm in arms},
     }
-
-
-def _suite(suite: Any) -> Any:
-    if not isinstance(suite, str):
-        return suite
-    from mist_interp.libero.suite import LiberoSuite
-
-    return LiberoSuite(suite)
 
 
 def _task_indices(suite: Any, tasks: Sequence[int] | str) -> list[int]:

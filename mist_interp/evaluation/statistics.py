@@ -2,8 +2,9 @@
 
 Intervals: Wilson's score interval for a share without spread or with few tasks, else a bootstrap over tasks and
 then over the units inside a task, with all arms of a unit kept together. Every statistic here is a function of
-column sums over units (a share is sum(y) / sum(1)), so one resampling serves them all. Arms are compared by the
-exact McNemar test on discordant pairs, with Holm's correction across arms.
+column sums over units (a share is sum(y) / sum(1)), so one resampling serves them all. Where the resamples do not
+differ (no event at all, one unit only) there is no interval: it would claim certainty. Arms are compared by the
+exact McNemar test on discordant pairs, with Holm's correction over all comparisons of an outcome.
 
 Sources: Wilson 1927; Efron 1987 (BCa); Newcombe 1998, method 10 (paired difference); Holm 1979; Connor 1987
 (power of McNemar).
@@ -37,10 +38,10 @@ class Estimate:
 
     Attributes:
         value: the estimate, None when nothing was at stake (e.g. a recovery rate without a trigger).
-        low: lower end of the interval.
-        high: upper end of the interval.
+        low: lower end of the interval, None where the data do not tell.
+        high: upper end of the interval, None likewise.
         n: how many units the number rests on.
-        method: how the interval was made.
+        method: how the interval was made, or why there is none.
     """
 
     value: float | None
@@ -55,6 +56,7 @@ class Estimate:
 
 
 UNDEFINED = Estimate(None, None, None, 0, "undefined")
+NO_SPREAD = "no interval: all resamples agree, which says nothing of how far off the number is"
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -186,15 +188,15 @@ def ratio_estimate(
     total = float(denominator.sum())
     if total == 0:
         return UNDEFINED
-    hits = float(numerator.sum())
+    # Units outside the denominator say nothing of the ratio; their tasks must not count as tasks that do.
     inside = denominator > 0
-    n = int(inside.sum())
-    if proportion and (hits in (0.0, total) or len(np.unique(tasks[inside])) < MIN_TASKS_FOR_BOOTSTRAP):
+    numerator, denominator, tasks = numerator[inside], denominator[inside], tasks[inside]
+    hits, n = float(numerator.sum()), len(tasks)
+    if proportion and (hits in (0.0, total) or len(np.unique(tasks)) < MIN_TASKS_FOR_BOOTSTRAP):
         low, high = wilson(round(hits), n)
         return Estimate(hits / total, low, high, n, "Wilson")
     columns = np.stack([numerator, denominator], axis=1).astype(float)
-    low, high, method = bootstrap_interval(columns, tasks, _ratio, draws=draws, seed=seed)
-    return Estimate(hits / total, low, high, n, method)
+    return _with_interval(hits / total, columns, tasks, _ratio, draws, seed)
 
 
 def difference_estimate(
@@ -210,19 +212,33 @@ def difference_estimate(
     totals = denominators.sum(axis=0)
     if not totals.all():
         return UNDEFINED
+    inside = denominators.any(axis=1)
+    numerators, denominators, tasks = numerators[inside], denominators[inside], tasks[inside]
     value = float(numerators[:, 0].sum() / totals[0] - numerators[:, 1].sum() / totals[1])
-    n = len(numerators)
     always_counted = bool((denominators == 1).all())
-    spread = bool((numerators[:, 0] != numerators[:, 1]).any())
+    spread = bool(np.ptp(numerators[:, 0] - numerators[:, 1]) > 0)
     if proportion and always_counted and (not spread or len(np.unique(tasks)) < MIN_TASKS_FOR_BOOTSTRAP):
         a, b = numerators.astype(bool).T
         low, high = paired_difference_interval(
             int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())
         )
-        return Estimate(value, low, high, n, "Newcombe, paired")
+        return Estimate(value, low, high, len(tasks), "Newcombe, paired")
     columns = np.concatenate([numerators, denominators], axis=1).astype(float)
-    low, high, method = bootstrap_interval(columns, tasks, _ratio_difference, draws=draws, seed=seed)
-    return Estimate(value, low, high, n, method)
+    return _with_interval(value, columns, tasks, _ratio_difference, draws, seed)
+
+
+def _with_interval(
+    value: float,
+    columns: Float[np.ndarray, "units columns"],
+    tasks: Int[np.ndarray, " units"],
+    statistic: Statistic,
+    draws: int,
+    seed: int,
+) -> Estimate:
+    low, high, method = bootstrap_interval(columns, tasks, statistic, draws=draws, seed=seed)
+    if not low < high:
+        return Estimate(value, None, None, len(tasks), NO_SPREAD)
+    return Estimate(value, low, high, len(tasks), method)
 
 
 def _ratio(sums: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "..."]:

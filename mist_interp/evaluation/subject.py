@@ -1,34 +1,26 @@
 """Which policy made these rows?
 
-Results of a retrained checkpoint in the same folder must not mix with older ones, so beside the id a
-fingerprint of the weights is stored. It reads a few values of every parameter, which any training step changes,
-and costs milliseconds at 7B.
+Results of a retrained checkpoint in the same folder must not mix with older ones, nor those of one whose actions
+are scaled by other statistics, so beside the id a fingerprint of the weights is stored, and what was chosen when
+the policy was loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import nn
 
-SAMPLED_VALUES = 64
-
-
-def resolve_policy(vla: Any) -> Any:
-    """The policy itself: a string is loaded by `HookedVLA.from_pretrained`, a function without arguments is called."""
-    if isinstance(vla, str):
-        from mist_interp.tracing.hooked import HookedVLA
-
-        return HookedVLA.from_pretrained(vla)
-    if callable(vla) and not hasattr(vla, "prepare"):
-        return vla()
-    return vla
+from mist_interp.data.plan import weights_fingerprint
 
 
 def model_facts(vla: Any) -> dict[str, str]:
-    """Id, revision, variant, dtype, device, attention implementation and weights fingerprint, as far as known."""
+    """What makes this policy answer as it does, as far as known: its weights, and what was chosen when it was loaded.
+
+    Keys: `model_id`, `revision`, `variant`, `dtype`, `device`, `weights` (fingerprint), `attention`, `unnorm_key`,
+    `num_images`, `use_proprio`, `chunk`, `center_crop`.
+    """
     facts: dict[str, str] = {}
     module = network(vla)
     for name in ("model_id", "revision", "variant"):
@@ -43,10 +35,15 @@ def model_facts(vla: Any) -> dict[str, str]:
         facts["device"] = device_name(parameter.device)
         facts["weights"] = weights_fingerprint(module)
     config = getattr(module, "config", None)
-    attention = getattr(getattr(config, "llm", config), "_attn_implementation", None)
-    if attention:
-        facts["attention"] = str(attention)
-    return facts
+    chosen = {
+        "attention": getattr(getattr(config, "llm", config), "_attn_implementation", None),
+        "unnorm_key": getattr(module, "unnorm_key", None),
+        "num_images": getattr(config, "num_images", None),
+        "use_proprio": getattr(config, "use_proprio", None),
+        "chunk": getattr(config, "chunk_size", None),
+        "center_crop": getattr(getattr(module, "processor", None), "center_crop", None),
+    }
+    return facts | {name: str(value) for name, value in chosen.items() if value is not None}
 
 
 def network(vla: Any) -> nn.Module | None:
@@ -60,14 +57,3 @@ def network(vla: Any) -> nn.Module | None:
 def device_name(device: torch.device) -> str:
     """`cpu`, or the name of the accelerator."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """Short hash over name, shape and evenly spaced values of every parameter."""
-    digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, parameter in sorted(module.named_parameters()):
-            values = parameter.detach().reshape(-1)
-            picks = values[:: max(1, len(values) // SAMPLED_VALUES)][:SAMPLED_VALUES].float().cpu()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode() + picks.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,9 +1,9 @@
 """What does a run say, as one JSON object that anyone can recompute from the episode rows?
 
-Per arm all metrics with intervals; per arm against the reference arm the paired differences, the exact McNemar
-test with Holm's correction across arms, and the smallest difference that this many units could have shown; per
-task and arm the counts. A run that is not finished, or was cut by a step limit below the suite's, is marked
-`partial` and says why.
+Per arm all metrics with intervals; for every arm against the reference arm and against each placebo the paired
+differences, the exact McNemar test with Holm's correction over all these comparisons of an outcome, and the smallest
+difference that this many units could have shown; per task and arm the counts. A run that is not finished, has no
+unit to compare, or had another step limit than the suite's, is marked `partial` and says why.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def summarize(
     *,
     planned: int | None = None,
     partial: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    placebos: Sequence[str] = (),
     draws: int = DRAWS,
 ) -> dict[str, Any]:
     """Summary of the episode rows of a run.
@@ -43,19 +45,27 @@ def summarize(
         arms: arms of the run in their order.
         planned: episodes in the plan; the run is partial while fewer have finished.
         partial: further reasons why the numbers are not a result.
+        warnings: what a reader must know beside; passed on.
+        placebos: arms that the others have to beat, beside the reference arm.
         draws: bootstrap draws.
     """
     reasons = list(partial)
     if planned is not None and len(rows) < planned:
         reasons.append(f"{len(rows)} of {planned} planned episodes have run")
     paired = pair(rows, arms) if len(rows) else None
+    errors = int((rows["status"] == "error").sum()) if len(rows) else 0
+    if paired is not None and not paired.units:
+        crashed = f": {errors} of {len(rows)} episodes crashed" if errors else ""
+        reasons.append(f"no unit is valid in every arm{crashed}")
     summary: dict[str, Any] = {
         "partial": bool(reasons),
         "partial_reasons": reasons,
+        "warnings": list(warnings),
+        "placebos": list(placebos),
         "episodes": {
             "planned": planned if planned is not None else len(rows),
             "finished": len(rows),
-            "errors": int((rows["status"] == "error").sum()) if len(rows) else 0,
+            "errors": errors,
         },
         "units": {
             "compared": paired.units if paired else 0,
@@ -71,8 +81,7 @@ def summarize(
     if paired is None or not paired.units:
         return summary
     summary["arms"] = {arm: _arm(paired, arm, draws) for arm in paired.arms}
-    if REFERENCE_ARM in paired.arms:
-        summary["comparisons"] = _comparisons(paired, draws)
+    summary["comparisons"] = _comparisons(paired, placebos, draws)
     summary["tasks"] = _tasks(paired)
     return summary
 
@@ -80,7 +89,7 @@ def summarize(
 def _arm(paired: PairedEpisodes, arm: str, draws: int) -> dict[str, Any]:
     rows = paired.of(arm)
     queries = float(rows["queries"].sum())
-    active = float(rows["active_queries"].sum())
+    active, edited = float(rows["active_queries"].sum()), float(rows["edited_queries"].sum())
     collided = rows[rows["collision_1n"].astype(bool)]
     return {
         "metrics": {m.name: estimate(rows, m, draws=draws).as_row() for m in METRICS},
@@ -88,42 +97,43 @@ def _arm(paired: PairedEpisodes, arm: str, draws: int) -> dict[str, Any]:
         "successes": int(rows["success"].sum()),
         "triggered": int(rows["triggered"].fillna(False).astype(bool).sum()),
         "active_query_share": active / queries if queries else None,
-        "co_policy": bool(queries and active / queries > CO_POLICY_SHARE),
-        "edited_query_share": float(rows["edited_queries"].sum()) / queries if queries else None,
+        # What an arm does counts, not when its detector fires: an edit may outlast the trigger. An arm that edits
+        # nothing shows what a gate on this detector would do.
+        "co_policy": bool(queries and (edited or active) / queries > CO_POLICY_SHARE),
+        "edited_query_share": edited / queries if queries else None,
         "median_first_event_step": float(collided["first_event_step"].median()) if len(collided) else None,
         "median_seconds_per_episode": float(rows["seconds"].median()),
         "median_query_ms": float(rows["median_query_ms"].median()),
     }
 
 
-def _comparisons(paired: PairedEpisodes, draws: int) -> list[dict[str, Any]]:
-    reference = paired.of(REFERENCE_ARM)
-    others = [arm for arm in paired.arms if arm != REFERENCE_ARM]
+def _comparisons(paired: PairedEpisodes, placebos: Sequence[str], draws: int) -> list[dict[str, Any]]:
+    pairs = [(arm, REFERENCE_ARM) for arm in paired.arms if arm != REFERENCE_ARM and REFERENCE_ARM in paired.arms]
+    claimants = [arm for arm in paired.arms if arm not in (REFERENCE_ARM, *placebos)]
+    pairs += [(arm, placebo) for placebo in placebos for arm in claimants]
     comparisons = []
     for name in TESTED_METRICS:
-        of = metric(name)
-        base = np.asarray(of.numerator(reference), dtype=bool)
-        tested: list[dict[str, Any]] = []
-        for arm in others:
-            rows = paired.of(arm)
-            outcome = np.asarray(of.numerator(rows), dtype=bool)
-            only_arm, only_reference = int((outcome & ~base).sum()), int((base & ~outcome).sum())
-            tested.append(
-                {
-                    "arm": arm,
-                    "reference": REFERENCE_ARM,
-                    "metric": name,
-                    "difference": estimate_difference(rows, reference, of, draws=draws).as_row(),
-                    "only_arm": only_arm,
-                    "only_reference": only_reference,
-                    "p_mcnemar": mcnemar_p(only_arm, only_reference),
-                    "smallest_detectable": smallest_detectable_difference(len(base), only_arm + only_reference),
-                }
-            )
+        tested = [_comparison(paired, arm, against, name, draws) for arm, against in pairs]
         for row, adjusted in zip(tested, holm([row["p_mcnemar"] for row in tested]), strict=True):
             row["p_holm"] = adjusted
         comparisons += tested
     return comparisons
+
+
+def _comparison(paired: PairedEpisodes, arm: str, reference: str, name: str, draws: int) -> dict[str, Any]:
+    of, rows, base_rows = metric(name), paired.of(arm), paired.of(reference)
+    outcome, base = (np.asarray(of.numerator(part), dtype=bool) for part in (rows, base_rows))
+    only_arm, only_reference = int((outcome & ~base).sum()), int((base & ~outcome).sum())
+    return {
+        "arm": arm,
+        "reference": reference,
+        "metric": name,
+        "difference": estimate_difference(rows, base_rows, of, draws=draws).as_row(),
+        "only_arm": only_arm,
+        "only_reference": only_reference,
+        "p_mcnemar": mcnemar_p(only_arm, only_reference),
+        "smallest_detectable": smallest_detectable_difference(len(base), only_arm + only_reference),
+    }
 
 
 def _tasks(paired: PairedEpisodes) -> list[dict[str, Any]]:

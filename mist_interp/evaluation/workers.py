@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from mist_interp.core.processes import end_with_parent
+from mist_interp.data.policy_source import resolve_policy
 from mist_interp.evaluation.execute import Job, run_episodes
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import PlannedEpisode, units_of
-from mist_interp.evaluation.subject import resolve_policy
 
 POLL_SECONDS = 1.0
 # Blocks per worker: small enough that all finish together, large enough that environments are seldom rebuilt.
@@ -32,7 +32,7 @@ def run_in_processes(
     """Run and store the given episodes in `workers` processes.
 
     Args:
-        vla: a model id or folder, or anything that can be pickled.
+        vla: a `PolicySource`, or anything that can be pickled.
         job: settings.
         todo: the episodes.
         workers: number of processes.
@@ -102,7 +102,7 @@ def _report(folder: ResultsFolder, seen: set[tuple[str, str]], on_row: Callable[
 def _work(vla: Any, job: Job, blocks: Any, threads: int) -> None:
     end_with_parent()
     torch.set_num_threads(threads)
-    policy = resolve_policy(vla)
+    policy = resolve_policy(vla, job.suite.name)
     while True:
         try:
             # The queue was filled before this process began; waiting covers the pipe's delay only.

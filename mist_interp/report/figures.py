@@ -55,10 +55,10 @@ def rates_figure(summary: Mapping[str, Any]) -> str:
     """Success rate, collision rates and paired change of both against the reference, with intervals, as SVG."""
     arms = list(summary["arms"])
     colours = arm_colours(arms)
-    compared = bool(summary["comparisons"])
+    changes = [entry for entry in summary["comparisons"] if entry["reference"] == REFERENCE_ARM]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, 0.95 + 0.34 * len(arms)), layout="constrained")
-        axes = figure.subplots(1, 3 if compared else 2, sharey=True)
+        axes = figure.subplots(1, 3 if changes else 2, sharey=True)
         for row, arm in enumerate(arms):
             metrics = summary["arms"][arm]["metrics"]
             _whisker(axes[0], row, metrics["success_rate"], colours[arm])
@@ -66,8 +66,8 @@ def rates_figure(summary: Mapping[str, Any]) -> str:
             _whisker(axes[1], row + 0.16, metrics["collision_rate_10n"], colours[arm], hollow=True)
         _percent_axis(axes[0], "Success rate", "% of units")
         _percent_axis(axes[1], "Collision rate", "% of units:   ● 1 N   ○ 10 N")
-        if compared:
-            for entry in summary["comparisons"]:
+        if changes:
+            for entry in changes:
                 row = arms.index(entry["arm"])
                 success = entry["metric"] == "success_rate"
                 colour = colours[entry["arm"]]
@@ -88,7 +88,7 @@ def rates_figure(summary: Mapping[str, Any]) -> str:
 def _whisker(
     axis: Axes, y: float, estimate: Mapping[str, Any], colour: str, *, hollow: bool = False, square: bool = False
 ) -> None:
-    if estimate["value"] is None:
+    if estimate["low"] is None:
         return
     low, value, high = (100 * estimate[end] for end in ("low", "value", "high"))
     axis.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt", alpha=0.75)

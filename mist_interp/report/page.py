@@ -7,6 +7,7 @@ episode rows when the page is written, and every definition that was used stands
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 MAX_FILMS = 6
 FURTHER_DEFINITIONS = {
     "intervals": "bootstrap over tasks, then units within a task, all arms of a unit together, 10,000 draws "
-    "(percentile; BCa with at least 10 tasks); Wilson with fewer than 5 tasks or at 0 and 100 %",
+    "(percentile; BCa with at least 10 tasks); Wilson with fewer than 5 tasks or at 0 and 100 %; none where all "
+    "resamples agree, as without any event",
     "forbidden contact": "arm with anything; hand or finger with table, floor, other objects or fixtures; a held "
     "object with anything but its goal; robot with itself. Sampled at every physics sub-step; contacts present when "
     "the scene has settled are excluded until they break",
@@ -91,23 +93,24 @@ def _head(run: Run, title: str) -> str:
 
 
 def _banner(run: Run) -> str:
-    if not run.summary["partial"]:
-        return ""
-    reasons = "; ".join(run.summary["partial_reasons"])
-    return f'<div class="banner"><b>Partial run, not a result.</b> {escape(reasons)}.</div>'
+    banners = []
+    if run.summary["partial"]:
+        banners.append(f"<b>Partial run, not a result.</b> {escape('; '.join(run.summary['partial_reasons']))}.")
+    if run.summary["warnings"]:
+        banners.append(f"<b>Mind:</b> {escape('; '.join(run.summary['warnings']))}.")
+    return "".join(f'<div class="banner">{text}</div>' for text in banners)
 
 
 def _results(run: Run) -> str:
     units, controls = run.summary["units"], []
     if REFERENCE_ARM not in run.arms:
         controls.append(f"the arm {REFERENCE_ARM} is missing, so nothing is compared")
-    if not any("random" in arm for arm in run.arms) and len(run.arms) > 1:
+    if not run.summary["placebos"] and len(run.arms) > 1:
         controls.append("no random direction of equal norm is among the arms")
     missing = f'<div class="banner">Missing controls: {escape("; ".join(controls))}.</div>' if controls else ""
     dropped = units["dropped_for_errors"]
     errors = f" {dropped} units are left out of all arms because an arm crashed on them." if dropped else ""
-    flags = [arm for arm, facts in run.summary["arms"].items() if facts["co_policy"]]
-    gate = f" The gate is active on more than 30 % of the queries (co-policy): {', '.join(flags)}." if flags else ""
+    gate = _co_policies(run.summary["arms"])
     return (
         f"<h2>Results</h2>{missing}<figure>{rates_figure(run.summary)}<figcaption>Points with 95 % intervals."
         f"</figcaption></figure>{main_table(run.summary)}"
@@ -116,12 +119,22 @@ def _results(run: Run) -> str:
     )
 
 
+def _co_policies(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which arms do not correct a policy but act along with it."""
+    flagged = {arm: facts for arm, facts in arms.items() if facts["co_policy"]}
+    editing = ", ".join(arm for arm, facts in flagged.items() if facts["edited_query_share"])
+    firing = ", ".join(arm for arm, facts in flagged.items() if not facts["edited_query_share"])
+    text = f" Edits are live at more than 30 % of the queries (co-policy): {editing}." if editing else ""
+    return text + (f" The detector fires at more than 30 % of the queries of {firing}." if firing else "")
+
+
 def _paired(run: Run) -> str:
     if not run.summary["comparisons"]:
         return ""
     return (
-        f"<h2>Against {REFERENCE_ARM}, unit by unit</h2>{comparison_table(run.summary)}"
-        '<p class="note">Exact McNemar test on the units whose outcome differs, Holm-corrected across arms. '
+        f"<h2>Arm against arm, unit by unit</h2>{comparison_table(run.summary)}"
+        f'<p class="note">What an edit does must differ from {REFERENCE_ARM} and from a placebo of equal size. Exact '
+        "McNemar test on the units whose outcome differs, Holm-corrected over all comparisons of an outcome. "
         "Smallest detectable: the change in points that this many units find with 80 % power at p = 0.05.</p>"
     )
 
@@ -211,7 +224,7 @@ def _definitions(run: Run) -> str:
 def _provenance(run: Run) -> str:
     settings = {key: value for key, value in run.settings.items() if key not in ("arms", "model", "detector")}
     groups = [
-        ("Software", run.provenance),
+        ("Software at the first start", run.provenance),
         ("Policy", run.settings["model"]),
         ("Settings", settings),
         ("Detector", run.settings["detector"] or {}),

@@ -20,7 +20,7 @@ class Run:
     Attributes:
         folder: its files.
         settings: what was asked for.
-        provenance: the software of the first start.
+        provenance: the software of the first start; `summary["warnings"]` says where episodes have another.
         summary: recomputed from the rows, so that a report never shows an old one.
         rows: episode rows in the order of the plan.
         arms: names in the order of the plan.

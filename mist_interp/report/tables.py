@@ -20,6 +20,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{100 * value:.{digits}f}"
 
 
+def plain(value: float | None) -> str:
+    """`0.873` -> `0.87`; None -> a dash."""
+    return DASH if value is None else f"{value:.2f}"
+
+
 def signed_percent(value: float | None) -> str:
     """`0.05` -> `+5.0`; None -> a dash."""
     if value is None:
@@ -55,13 +60,14 @@ def _estimate_cell(of: Metric, estimate: Mapping[str, Any]) -> str:
     if of.proportion:
         value, low, high = (percent(estimate[end]) for end in ("value", "low", "high"))
     else:
-        value, low, high = (f"{estimate[end]:.2f}" for end in ("value", "low", "high"))
+        value, low, high = (plain(estimate[end]) for end in ("value", "low", "high"))
     hint = escape(f"{estimate['method']}, n = {estimate['n']}")
-    return f'<td title="{hint}">{value}<small>{low} – {high}</small></td>'
+    interval = "no interval" if estimate["low"] is None else f"{low} – {high}"
+    return f'<td title="{hint}">{value}<small>{interval}</small></td>'
 
 
 def comparison_table(summary: Mapping[str, Any]) -> str:
-    """Paired differences against the reference arm with their tests."""
+    """Paired differences against the reference arm and against placebos, with their tests."""
     colours = arm_colours(list(summary["arms"]))
     labels = {"success_rate": "success", "collision_rate_1n": "collision, 1 N"}
     rows = []
@@ -70,14 +76,15 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
         low, high = signed_percent(difference["low"]), signed_percent(difference["high"])
         detectable = percent(entry["smallest_detectable"])
         rows.append(
-            f"<tr><td>{arm_label(entry['arm'], colours)}</td><td class='text'>{labels[entry['metric']]}</td>"
+            f"<tr><td>{arm_label(entry['arm'], colours)}</td><td>{arm_label(entry['reference'], colours)}</td>"
+            f"<td class='text'>{labels[entry['metric']]}</td>"
             f"<td title='{escape(difference['method'])}'>{signed_percent(difference['value'])}"
             f"<small>{low} – {high}</small></td><td>{entry['only_arm']} : {entry['only_reference']}</td>"
             f"<td>{p_value(entry['p_mcnemar'])}</td><td>{p_value(entry['p_holm'])}</td><td>{detectable}</td></tr>"
         )
     heads = (
-        "<th>arm</th><th class='text'>outcome</th><th>change, points</th><th>only here : only reference</th>"
-        "<th>p, McNemar</th><th>p, Holm</th><th>smallest detectable</th>"
+        "<th>arm</th><th>against</th><th class='text'>outcome</th><th>change, points</th>"
+        "<th>only here : only there</th><th>p, McNemar</th><th>p, Holm</th><th>smallest detectable</th>"
     )
     return _table(heads, rows)
 

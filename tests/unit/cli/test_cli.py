@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mist_interp.cli.eval import parse_numbers
 from mist_interp.cli.progress import ProgressDisplay, duration, plain_line, print_summary
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Site
+from mist_interp.data.policy_source import PolicySource
 from mist_interp.evaluation.arm_texts import parse_arm
 from mist_interp.evaluation.progress import ArmProgress, Progress
 from mist_interp.steering.direction import SteeringDirection
@@ -51,6 +53,33 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "holds no evaluation run" in error and "Traceback" not in error
     assert main(["eval", "--out", str(tmp_path / "x"), "--arms", "stear"]) == 1
     assert "did you mean 'steer'" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_eval_loads_the_policy_as_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def stop(*given: Any, **_: Any) -> None:
+        seen.append(given[0])
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("mist_interp.evaluation.runner.evaluate", stop)
+    options = ["--device", "cuda", "--dtype", "bfloat16", "--attn-implementation", "eager"]
+    options += ["--unnorm-key", "libero_goal", "--model", "owner/name"]
+    assert main(["eval", "--out", str(tmp_path), *options]) == 1
+    assert main(["eval", "--out", str(tmp_path)]) == 1
+    assert seen == [PolicySource("owner/name", "cuda", "bfloat16", "eager", "libero_goal"), PolicySource("mini")]
+
+
+def test_eval_refuses_an_unknown_policy_before_the_heavy_imports(tmp_path: Path) -> None:
+    code = (
+        "import sys; from mist_interp.cli import main; code = main(['eval', '--out', sys.argv[1], '--model', 'nope']);"
+        "print(code, [m for m in ('transformers', 'mujoco', 'pandas', 'sklearn') if m in sys.modules])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "1 []" and "unknown policy (no such folder) 'nope'" in ended.stderr
     assert not (tmp_path / "x").exists()
 
 
@@ -153,3 +182,10 @@ def test_the_summary_is_a_table(tmp_path: Path) -> None:
     print_summary(run(tmp_path).summary(), Console(file=buffer, width=160))
     text = buffer.getvalue()
     assert "raw RR" in text and "slow against none, SR" in text and "9 units in every arm" in text
+
+
+def test_the_summary_says_what_casts_doubt(tmp_path: Path) -> None:
+    buffer = io.StringIO()
+    summary = run(tmp_path, limit=1).summary() | {"warnings": ["scaled with [other] statistics"]}
+    print_summary(summary | {"arms": {}, "partial_reasons": ["no unit is valid"]}, Console(file=buffer, width=160))
+    assert "not a result: no unit is valid" in buffer.getvalue() and "[other]" in buffer.getvalue()

@@ -12,11 +12,12 @@ import torch
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
+from mist_interp.data.plan import weights_fingerprint
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms import Intervene, NoEdit, Query, Steer, fingerprint, random_direction
-from mist_interp.evaluation.detector import Detector, ProbeScore
+from mist_interp.evaluation.detector import Detector, ProbeScore, quiet_threshold
 from mist_interp.evaluation.folder import ResultsFolder
-from mist_interp.evaluation.subject import model_facts, resolve_policy, weights_fingerprint
+from mist_interp.evaluation.subject import model_facts
 from mist_interp.models.random import random_policy
 from mist_interp.steering.direction import SteeringDirection
 from mist_interp.tracing.hooked import HookedVLA
@@ -169,6 +170,19 @@ def test_detectors_fire_from_the_threshold_on(vla: HookedVLA, inputs: PolicyInpu
         Detector(lambda v, i: float("nan"), 0.5).look(vla, inputs)
 
 
+def test_a_threshold_lets_the_promised_share_of_quiet_episodes_pass() -> None:
+    assert quiet_threshold(np.arange(1.0, 20.0), 0.1) == 18.0  # ceil(20 * 0.9)
+    assert quiet_threshold(np.arange(1.0, 20.0)[::-1], 0.05) == 19.0
+    assert quiet_threshold(np.arange(1.0, 19.0), 0.05) == np.inf, "18 episodes cannot certify 5 %"
+    rng = np.random.default_rng(0)
+    passed = [rng.random() > quiet_threshold(rng.random(39), 0.1) for _ in range(4000)]
+    assert 0.08 < np.mean(passed) < 0.12
+    with pytest.raises(ValueError, match="alpha=0"):
+        quiet_threshold(np.arange(3.0), 0.0)
+    with pytest.raises(ValueError, match="1 of 2 episodes have NaN"):
+        quiet_threshold(np.array([0.5, np.nan]), 0.1)
+
+
 class FittedProbe:
     """What `ProbeScore` needs of a probe: the score is the mean of the row that it is given."""
 
@@ -201,7 +215,19 @@ def test_model_facts_name_the_weights(vla: HookedVLA) -> None:
     facts = model_facts(vla)
     assert facts["dtype"] == "float32" and facts["device"] == "cpu" and facts["attention"]
     assert facts["weights"] == weights_fingerprint(random_policy(0)) != weights_fingerprint(random_policy(1))
-    assert resolve_policy(lambda: vla) is vla and resolve_policy(vla) is vla
+
+
+def test_model_facts_name_what_was_chosen_at_loading() -> None:
+    policy = random_policy(0)
+    (key,) = policy.config.norm_stats
+    chosen = {"unnorm_key": key, "num_images": "2", "use_proprio": "True", "chunk": "8", "center_crop": "True"}
+    assert chosen.items() <= model_facts(HookedVLA(policy)).items()
+    policy.config.norm_stats["other"] = policy.config.norm_stats[key]
+    policy.unnorm_key, policy.revision = "other", "0123abc"
+    policy.processor = replace(policy.processor, center_crop=False)
+    changed = model_facts(HookedVLA(policy))
+    assert changed.items() >= {"unnorm_key": "other", "revision": "0123abc", "center_crop": "False"}.items()
+    assert changed["weights"] == model_facts(HookedVLA(random_policy(0)))["weights"]
 
 
 def test_one_changed_value_in_a_small_tensor_changes_the_fingerprint() -> None:

@@ -124,6 +124,43 @@ def test_comparisons_count_discordant_pairs_and_correct_for_arms() -> None:
     assert len(summary["tasks"]) == 18
 
 
+def test_arms_are_compared_with_placebos_too_in_one_family() -> None:
+    rows = []
+    for unit in range(12):
+        task, init = unit % 6, unit // 6
+        rows.append(episode("none", task, init, success=unit < 4))
+        rows.append(episode("steer", task, init, success=unit < 11))
+        rows.append(episode("random-direction", task, init, success=unit < 3))
+    arms = ["none", "steer", "random-direction"]
+    summary = summarize(table(*rows), arms, placebos=["random-direction"], draws=300)
+    by = {(c["arm"], c["reference"]): c for c in summary["comparisons"] if c["metric"] == "success_rate"}
+    assert list(by) == [("steer", "none"), ("random-direction", "none"), ("steer", "random-direction")]
+    against = by["steer", "random-direction"]
+    assert (against["only_arm"], against["only_reference"]) == (8, 0)
+    assert against["difference"]["value"] == pytest.approx(8 / 12) and against["p_mcnemar"] == pytest.approx(2 / 2**8)
+    assert against["p_holm"] == pytest.approx(3 * 2 / 2**8), "three comparisons, this one first"
+    assert by["steer", "none"]["p_holm"] == pytest.approx(2 * 2 / 2**7)
+    without = summarize(table(*(row for row in rows if row["arm"] != "none")), arms[1:], placebos=arms[2:], draws=100)
+    assert {(c["arm"], c["reference"]) for c in without["comparisons"]} == {("steer", "random-direction")}
+
+
+def test_an_edit_that_outlasts_its_trigger_makes_a_co_policy() -> None:
+    def flagged(**facts: int) -> bool:
+        rows = table(*(episode("steer", t, 0, triggered=True, **facts) for t in range(3)))
+        return bool(summarize(rows, ["steer"], draws=100)["arms"]["steer"]["co_policy"])
+
+    assert flagged(active_queries=1, edited_queries=8), "one trigger, then live to the end"
+    assert not flagged(active_queries=8, edited_queries=3), "the detector fires more often than the arm edits"
+
+
+def test_no_event_at_all_claims_no_certainty() -> None:
+    rows = table(*(episode("none", task, init) for task in range(10) for init in range(3)))
+    for name in ("events_per_100_steps", "impulse_per_100_steps"):
+        result = estimate(rows, metric(name), draws=200)
+        assert (result.value, result.low, result.high, result.n) == (0.0, None, None, 30)
+        assert result.method.startswith("no interval")
+
+
 def test_a_gate_that_is_nearly_always_on_is_flagged() -> None:
     rows = table(*(episode("none", t, 0, triggered=True, active_queries=4) for t in range(3)))
     assert summarize(rows, ["none"], draws=100)["arms"]["none"]["co_policy"]

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import read_json_lines
+from mist_interp.data.policy_source import PolicySource
 from mist_interp.evaluation import Detector, NoEdit, Protocol, SettingsDiffer, evaluate
 from mist_interp.evaluation.arms import ArmLog, Intervene
 from mist_interp.evaluation.progress import Progress
@@ -144,9 +147,14 @@ def test_an_environment_in_which_something_crashed_is_replaced(tmp_path: Path) -
 
 
 def test_a_run_that_only_crashes_stops(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"10 episodes failed one after the other.*the policy crashed"):
+    with pytest.raises(RuntimeError, match=r"10 episodes failed one after .*the policy crashed.*\(--retry-errors\)"):
         run(tmp_path, FakeVLA(crash_on=tuple(range(1, 100))))
     assert len(read_json_lines(tmp_path / "episodes.jsonl")) == 10
+
+
+def test_a_finished_run_without_a_valid_unit_is_no_result(tmp_path: Path) -> None:
+    summary = run(tmp_path, FakeVLA(crash_on=tuple(range(1, 7))), tasks=(0,)).summary()
+    assert summary["partial_reasons"] == ["no unit is valid in every arm: 6 of 6 episodes crashed"]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +194,54 @@ def test_a_limited_run_is_marked_partial_and_can_be_completed(tmp_path: Path) ->
     assert not json.loads((tmp_path / "summary.json").read_text())["partial"]
 
 
-def test_a_short_step_limit_marks_the_run_partial(tmp_path: Path) -> None:
-    summary = run(tmp_path, protocol=Protocol(max_steps=8)).summary()
-    assert summary["partial"] and "instead of the suite's 20" in summary["partial_reasons"][0]
+@pytest.mark.parametrize("limit", [8, 21])
+def test_another_step_limit_marks_the_run_partial(tmp_path: Path, limit: int) -> None:
+    summary = run(tmp_path, protocol=Protocol(max_steps=limit)).summary()
+    assert summary["partial_reasons"] == [f"step limit {limit} instead of the suite's 20"]
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["max_steps"] == limit
+
+
+def test_the_suites_own_step_limit_is_no_reason(tmp_path: Path) -> None:
+    assert not run(tmp_path, protocol=Protocol(max_steps=20)).summary()["partial"]
+
+
+def test_what_was_chosen_at_loading_belongs_to_the_run(tmp_path: Path) -> None:
+    class Network(torch.nn.Linear):
+        unnorm_key = "fake_no_noops"
+
+    @dataclass
+    class Wrapped(FakeVLA):
+        policy: Any = None
+
+    network = Network(1, 1)
+    run(tmp_path, Wrapped(policy=network), limit=1)
+    assert json.loads((tmp_path / "summary.json").read_text())["warnings"] == []
+    network.unnorm_key = "other_no_noops"
+    with pytest.raises(SettingsDiffer, match=r"model\.unnorm_key: 'fake_no_noops' there, 'other_no_noops' now"):
+        run(tmp_path, Wrapped(policy=network), limit=1)
+
+
+def test_statistics_of_another_suite_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Network(torch.nn.Linear):
+        unnorm_key = "other_no_noops"
+
+    @dataclass
+    class Wrapped(FakeVLA):
+        policy: Any = None
+
+    summary = run(tmp_path, Wrapped(policy=Network(1, 1)), limit=1).summary()
+    assert summary["warnings"] == ["actions are scaled with the statistics of other_no_noops, but the suite is fake"]
+    assert summary["warnings"][0] in caplog.text
+
+
+def test_episodes_of_other_software_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mist_interp.evaluation.execute as execute_module
+
+    run(tmp_path, limit=2)
+    facts = execute_module.provenance()
+    monkeypatch.setattr(execute_module, "provenance", lambda: facts | {"torch": "9.9"})
+    (warning,) = run(tmp_path).summary()["warnings"]
+    assert warning == f"episodes were run with different torch: 9.9 (14), {facts['torch']} (4)"
 
 
 def test_shards_complete_each_other(tmp_path: Path) -> None:
@@ -217,6 +270,14 @@ def test_workers_do_the_same_work(tmp_path: Path) -> None:
     [
         ({"tasks": (7,)}, "unknown task of fake"),
         ({"inits": (0, 9)}, "has 0 to 4"),
+        ({"inits": (0.5,)}, r"inits: 0\.5 is not a whole number"),
+        ({"tasks": (1.0,)}, r"tasks: 1\.0 is not a whole number"),
+        ({"simulator_seeds": (-1,)}, "simulator_seeds: -1"),
+        ({"policy_seeds": ("0",)}, "policy_seeds: '0'"),
+        ({"workers": 0}, "workers: 0 is not a whole number of at least 1"),
+        ({"limit": 0}, "limit=0"),
+        ({"vla": "nope"}, "unknown policy.*'nope'.*'mini'"),
+        ({"vla": PolicySource("no/such/folder")}, "unknown policy.*'no/such/folder'"),
         ({"videos": "some"}, "unknown value of videos.*'sample'"),
     ],
 )
@@ -224,6 +285,30 @@ def test_bad_requests_are_refused_before_anything_is_written(tmp_path: Path, cha
     with pytest.raises((UnknownName, ValueError), match=match):
         run(tmp_path / "new", **change)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"profile": "fastt"}, "unknown render profile 'fastt'; did you mean 'fast'"),
+        ({"resolution": 0}, "resolution: 0"),
+        ({"resolution": None}, "resolution: None"),
+        ({"max_steps": -5}, "max_steps: -5 is not a whole number of at least 1"),
+        ({"max_steps": 0}, "max_steps: 0"),
+        ({"max_steps": 40.0}, r"max_steps: 40\.0"),
+        ({"open_loop_steps": 0}, "open_loop_steps: 0"),
+    ],
+)
+def test_a_protocol_that_no_episode_can_follow_is_refused(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Protocol(**settings)
+
+
+def test_numbers_of_numpy_are_plain_numbers_in_the_folder(tmp_path: Path) -> None:
+    result = run(tmp_path, tasks=np.arange(2), inits=np.arange(1), simulator_seeds=np.arange(1))
+    assert [row["key"] for row in result.folder.rows()][:2] == [
+        f"{a}/fake-t00-i000-none-s0-p0" for a in ("none", "slow")
+    ]
 
 
 def test_videos_of_telling_units_are_made_from_the_stored_actions(tmp_path: Path) -> None:

@@ -106,6 +106,32 @@ def test_bca_starts_at_ten_tasks() -> None:
         assert ratio_estimate(y, np.ones_like(y), task, proportion=True, draws=500).method.startswith(starts)
 
 
+def test_tasks_outside_the_denominator_do_not_count_as_tasks() -> None:
+    """Ten tasks, six of them with a trigger: too few for BCa; with four, too few for a bootstrap."""
+    task = np.repeat(np.arange(10), 4)
+    y = np.tile([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0], 5)
+    for counted, method in ((10, "BCa bootstrap over tasks"), (6, "bootstrap over tasks"), (4, "Wilson")):
+        inside = (task < counted).astype(float)
+        estimate = ratio_estimate(y * inside, inside, task, proportion=True, draws=500)
+        assert estimate.method.startswith(method) and (estimate.value, estimate.n) == (0.5, 4 * counted)
+        alone = ratio_estimate(y[inside > 0], inside[inside > 0], task[inside > 0], proportion=True, draws=500)
+        assert estimate == alone
+
+
+def test_where_all_resamples_agree_there_is_no_interval() -> None:
+    one = ratio_estimate(np.array([2.0]), np.array([100.0]), np.array([0]), proportion=False, draws=100)
+    assert (one.value, one.low, one.high, one.n) == (0.02, None, None, 1) and "resamples agree" in one.method
+    varied = ratio_estimate(np.array([2.0, 0.0, 1.0]), np.full(3, 100.0), np.zeros(3, int), proportion=False, draws=100)
+    assert varied.low is not None and varied.high is not None and varied.low < 0.01 < varied.high
+
+
+def test_a_difference_on_every_unit_is_still_uncertain() -> None:
+    both = np.tile([1.0, 0.0], (12, 1))
+    estimate = difference_estimate(both, np.ones((12, 2)), np.arange(12), proportion=True, draws=100)
+    assert estimate.method == "Newcombe, paired" and estimate.value == 1.0
+    assert estimate.low is not None and 0.4 < estimate.low < 0.9
+
+
 def test_nothing_at_stake_is_undefined() -> None:
     zero, task = np.zeros(6), np.arange(6)
     assert ratio_estimate(zero, zero, task, proportion=True) == UNDEFINED

@@ -1,6 +1,7 @@
 """The page carries everything, says what it must, and survives odd runs."""
 
 import re
+from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from mist_interp.evaluation.summary import summarize
 from mist_interp.report import load_run, write_report
 from mist_interp.report.figures import arm_colours, rates_figure, score_figure
+from mist_interp.report.page import render
 from mist_interp.report.tables import comparison_table, main_table, p_value, percent, signed_percent, task_table
 from tests.unit.evaluation.fakes import FakeVLA
 from tests.unit.evaluation.tables import episode, table
@@ -73,6 +75,19 @@ def test_an_extended_run_and_a_run_of_errors_still_have_a_page(tmp_path: Path) -
         run(tmp_path / "broken", FakeVLA(crash_on=tuple(range(1, 99))))
     page = write_report(tmp_path / "broken").read_text()
     assert "10 episodes crashed" in page and "the policy crashed" in page
+    assert "no unit is valid in every arm: 10 of 10 episodes crashed" in page
+
+
+def test_the_page_warns_of_what_casts_doubt(folder: Path) -> None:
+    run_ = load_run(folder)
+    doubtful = replace(run_, summary=run_.summary | {"warnings": ["scaled with <other> statistics"]})
+    assert "<b>Mind:</b> scaled with &lt;other&gt; statistics." in render(doubtful, "t")
+    assert "Mind:" not in render(run_, "t")
+
+
+def test_the_page_says_which_arms_act_along_with_the_policy(folder: Path) -> None:
+    run_ = load_run(folder)
+    assert "Edits are live at more than 30 % of the queries (co-policy): slow." in render(run_, "t")
 
 
 def test_a_folder_without_a_run_names_the_runs_beside_it(folder: Path) -> None:
@@ -112,6 +127,18 @@ def test_numbers_are_written_plainly() -> None:
     assert percent(0.8725) == "87.2" and signed_percent(-0.05) == "−5.0" and signed_percent(0.05) == "+5.0"
     assert signed_percent(0.0) == "0.0" and signed_percent(-0.0001) == "0.0"
     assert p_value(0.0004) == "< 0.001" and p_value(0.0312) == "0.031"
+
+
+def test_no_events_are_written_without_an_interval() -> None:
+    none = main_table(SUMMARY).split("<tr>")[2]
+    assert none.count('<td title="no interval: all resamples agree') == 2 and "0.00<small>no interval" in none
+
+
+def test_placebos_stand_in_the_comparisons_but_not_in_the_figure_of_changes() -> None:
+    rows = table(*(episode(arm, t, 0, success=t < n) for n, arm in enumerate(("none", "steer", "r")) for t in range(6)))
+    without, with_placebo = (summarize(rows, ["none", "steer", "r"], placebos=p, draws=100) for p in ([], ["r"]))
+    assert comparison_table(with_placebo).count("<tr><td>") == comparison_table(without).count("<tr><td>") + 2 == 6
+    assert rates_figure(with_placebo) == rates_figure(without)
 
 
 def test_tables_show_counts() -> None:
