@@ -4,6 +4,21 @@ Read off every layer at the positions that the action head reads: the action len
 other episodes, a ridge probe, and two controls. Then the causal side: the states of some tokens at some layer are taken
 from another start state of the same task, and how far does the action go along?
 
+What it shows on `mini` (315 frames of 60 episodes; errors on 15 episodes held out, relative to always answering the
+mean action; shares of the way over 60 pairs of frames at the same control step, 16 or later):
+
+    - The action is there after block 1 of four, but not yet in the head's terms: the lens errs by 0.73, a translator
+      fitted on other episodes by 0.16, as little as a ridge probe (0.16). After block 2 it is 0.31, 0.05 and 0.11.
+    - It is used from there: the states at `action_read` after block 1 take the action 0.88 of the way to that of the
+      other frame; after block 0 they take it 0.01 of the way, although the probe reads some of the action there (0.45).
+    - What differs between two start states reaches the action through the robot state (0.97 of the way when the
+      proprioception token is taken over in the embeddings, 0.05 for all image patches together; 0.91 and 0.10 at the
+      start of episodes). It does not go there straight: after block 0 it is the image tokens that carry it (0.87), the
+      proprioception token no longer does (0.04). Hidden from the image tokens in block 0 the robot state moves the
+      action 0.53 of the way instead of 0.97; hidden from the read positions 0.97, from the text 0.93 (the controls).
+    - Which read position holds what matters little: dealing the last states to wrong positions costs 0.18, another
+      frame's states 1.36.
+
     python experiments/analysis/lens.py
 """
 
@@ -180,7 +195,7 @@ def picture(comparison: Result, followed: Result) -> Figure:
             ylim=(-0.05, 1.05), xlabel="layer whose states are replaced", ylabel="share of the way to the other action"
         )
         right.set_title("Patched from another start state")
-        left.legend(loc="upper right")
+        left.legend(loc="lower left")
         right.legend(loc="center right")
     return figure
 
