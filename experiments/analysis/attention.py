@@ -9,8 +9,9 @@ What it showed for the shipped weights:
 
 - action_read gives 75 % of its attention to the two pictures, 11 % to the prompt, 2 % to the robot state. Blinding all
   of its heads to a segment moves dx dy dz by 0.22 (agentview), 0.18 (wrist), 0.05 (robot state), 0.05 (text) standard
-  deviations over scenes at step 0, and by 0.26, 0.45, 0.01, 0.05 at step 24. Only what action_read fetches itself is cut:
-  the prompt decides everything (another task's instruction: no success, see the model card), by way of other tokens.
+  deviations over scenes at step 0, and by 0.26, 0.45, 0.01, 0.05 at step 24. That cuts only what action_read fetches
+  itself: the prompt decides everything (with another task's instruction no success, see the model card), by way of
+  other tokens.
 - In block 0 the heads of action_read look everywhere evenly, because the placeholders enter it as zeros.
 - One head of 16 follows the target bowl, L1H3: 16.7 % of its attention on the bowl, 9.9 % if the masks are those of
   other scenes (gain 6.8 points, 95 % interval over tasks 2.7 to 10.8, in the judged half), and no gain on the other,

@@ -260,7 +260,7 @@ def neuron_words(vla: HookedVLA, neurons: Iterable[Neuron], k: int = 8, lowest: 
     unembed = vla.policy.language_model.lm_head.weight.detach().float()
     tokenizer = None if vla.policy.processor is None else vla.policy.processor.tokenizer
     first_bin = config.bin_vocab_size - config.n_action_bins
-    for layer, number in _checked(vla, neurons):
+    for layer, number in dict.fromkeys(_checked(vla, neurons)):
         logits = (unembed @ (scale * value_vectors(vla, layer)[number]))[: config.bin_vocab_size]
         values, ids = logits.topk(k, largest=not lowest)
         for rank, (value, token) in enumerate(zip(values.tolist(), ids.tolist(), strict=True)):
