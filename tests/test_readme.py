@@ -25,7 +25,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "readme"}
     blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for number, block in enumerate(blocks):
         exec(compile(block, f"README.md, block {number}", "exec", dont_inherit=True), names)
     names["env"].close()
