@@ -8,6 +8,8 @@ tracing.
 
 Aims: this package's layer costs at most 10 % over plain nnsight doing the same, and at most 15 % over the plain network
 of `mini`.
+Measured on one core of a busy two-core x86-64 machine: reading all residuals costs 2 % over nnsight in `mini` and 7 %
+in `deep`, one edit 6 % and 4 %; over the plain network of `mini` 9 % and 7 %.
 
     python benchmarks/tracing_overhead.py [--repeats 40] [--policies mini deep] [--out FILE.json]
 """

@@ -61,6 +61,24 @@ class ResidualStack:
         """Sum of the rows."""
         return self.values.sum(0)
 
+    def renorm(self, norm: torch.nn.Module) -> ResidualStack:
+        """Every row through a norm of its own: what a later part would read if the row were the whole stream (lens).
+
+        `norm` is `vla.module("ln_final")`, say. Rows of a sum do not sum any more.
+        """
+        with torch.no_grad():
+            return ResidualStack(norm(self.values), self.labels)
+
+    def frozen_norm(self, norm: torch.nn.Module, scale: torch.Tensor) -> ResidualStack:
+        """Every row divided by the scale that the norm really had (attribution): the sum of the rows is its output.
+
+        `scale` is `cache["ln_final.scale"]`, (batch, token, 1), for the same tokens. Where it misleads: the scale
+        depends on all rows, so leaving one out changes what the others give.
+        """
+        weight = norm.get_parameter("weight").detach().float()
+        values = self.values.float() / torch.as_tensor(scale) * weight
+        return ResidualStack(values.to(self.values.dtype), self.labels)
+
 
 def accumulated_resid(
     cache: ActivationCache, layer: int | None = None, incl_mid: bool = False, tokens: Selector | None = None

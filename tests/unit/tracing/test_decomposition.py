@@ -124,3 +124,14 @@ def test_a_forward_that_stopped_early(vla, inputs):
     names = [("attn_out", [0, 1]), ("mlp_out", [0, 1]), ("resid_post", 1), "embed"]
     _, cache = vla.run_with_cache(inputs, names=names, stop_at_layer=2)
     close(cache.decompose_resid(2).total(), cache["resid_post", 1].values)
+
+
+def test_two_norms_of_a_stack(vla, inputs):
+    _, cache = vla.run_with_cache(inputs, names=[*NAMES, "ln_final.*"])
+    norm, output = vla.module("ln_final"), cache["ln_final.normalized"].values
+    frozen = cache.get_full_resid_decomposition().frozen_norm(norm, cache["ln_final.scale"])
+    close(frozen.total(), output)
+    streams = cache.accumulated_resid().renorm(norm)
+    assert torch.equal(streams["final_post"], output) and not streams.values.requires_grad
+    sizes = (streams["2_pre"] / norm.weight).pow(2).mean(-1)
+    torch.testing.assert_close(sizes, torch.ones_like(sizes), atol=1e-4, rtol=1e-4)
