@@ -19,7 +19,7 @@ For users of TransformerLens, nnterp and nnsight, what is called what:
     apply_ln_to_stack                        two functions, because they answer different questions:
                                              ResidualStack.renorm (lens) and .frozen_norm (attribution)
     skip_layers, steer                       vla.skip(layers), add(...), mist_interp.steering
-    layers_output[5], attentions_output[5]   with vla.trace(inputs) as t: t.resid_post[5], t.attn_out[5], t.embed, t.action
+    layers_output[5], attentions_output[5]   with vla.trace(inputs) as t: t.resid_post[5], t.attn_out[5], t.action
     attention_probabilities                  "pattern"; "attn_scores" before the softmax
     ModuleAccessor                           vla.module("blocks.5.attn"), vla.sites_at("blocks.5.attn")
     scan                                     vla.shapes(inputs)
