@@ -110,6 +110,15 @@ def test_any_difference_is_a_difference():
     assert len({edit.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
 
 
+def test_tensors_of_the_same_bytes_are_not_mixed_up_in_a_file(tmp_path):
+    zeros = torch.zeros(4), torch.zeros(2, 2), torch.zeros(1, 4), torch.zeros(2, dtype=torch.float64)
+    listed = [add("resid_post", tensor) for tensor in (*zeros, zeros[0])]
+    save_edits(tmp_path / "edits", listed)
+    again = load_edits(tmp_path / "edits")
+    assert again == listed
+    assert [edit.tensors["vector"].shape for edit in again] == [edit.tensors["vector"].shape for edit in listed]
+
+
 def test_an_edit_holds_its_own_numbers():
     vector = torch.ones(4, requires_grad=True)
     edit = add("resid_post", vector)
