@@ -17,10 +17,10 @@ bit, as one that was never cut.
 Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", sections 2 and appendix A.
 
 Why not sae-lens: 6.54.12 installs beside the pins of this package, and its `SAETrainer` trains from an iterator of
-tensors. It brings 38 more packages (236 MB; wandb, plotly, nltk, opentelemetry and transformer-lens among them), is
-about 6 s to import, writes a progress bar on its own, and does not keep the place in the data when it stores a run. The
-trainer below is shorter than the adapter and its tests would be. What people share are trained autoencoders, and those
-can be exchanged: `SparseAutoencoder.to_sae_lens` and `from_sae_lens`.
+tensors. It brings 38 more packages (about 200 MB; wandb, plotly, nltk, opentelemetry and transformer-lens among them),
+takes 6 s of processor time to import, draws a progress bar of its own, and what it stores of a run leaves out the place
+in the data. The trainer below is no longer than an adapter with its tests would be. What people share are trained
+autoencoders, and those can be exchanged (`mist_interp.analysis.sae_files`: `to_sae_lens`, `from_sae_lens`).
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ Pictures = Callable[[int], Mapping[str, np.ndarray]]
 FACTS_SHOWN = 4
 
 FEATURE_STYLE = """
-svg.small text { font-size: 10px; fill: var(--muted); } figure svg.small { width: auto; height: auto; }
+svg.small text { font-size: 10px; fill: var(--muted); paint-order: stroke; stroke: #fff; stroke-width: 3px; }
+svg.small { overflow: visible; } .facts + p { margin-top: 18px; }
 .feature { border-top: 1px solid var(--hairline); padding: 18px 0 10px; break-inside: avoid; }
 .feature h3 { font-size: 16px; font-weight: 600; margin: 0 0 2px; }
 .feature h3 small { font-weight: 400; color: var(--muted); font-size: 13px; margin-left: 8px; }
