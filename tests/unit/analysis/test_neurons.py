@@ -123,6 +123,7 @@ def test_a_planted_word_and_a_planted_bin_are_read(vla) -> None:
     down.data[:, 1] = 50 * rows[first_bin + 10] / scale
     table = neuron_words(HookedVLA(policy), [(0, 0), (0, 1)], k=1)
     assert table["word"].tolist()[0] == policy.processor.tokenizer.convert_ids_to_tokens(40)
+    assert table["logit"].tolist()[0] == pytest.approx(float(50 * rows[word] @ rows[word]), rel=1e-4)
     # Ids fall as actions rise: ten ids above the lowest is bin 245, whose centre is -1 + 245.5 * 2 / 255.
     assert table["word"].tolist()[1] == "action 0.93"
     policy.processor = None
