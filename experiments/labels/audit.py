@@ -20,7 +20,6 @@ import tyro
 from matplotlib.figure import Figure
 
 from mist_interp.core.actions import ACTION_NAMES
-from mist_interp.core.files import append_json_line
 from mist_interp.data import RolloutStore
 from mist_interp.data.replay import Environments
 from mist_interp.probing.audit import TRUSTED_KAPPA, Audit, append_finding
@@ -100,7 +99,6 @@ def show(audit: Audit, out: Path) -> None:
         both.to_csv(out / "shapley.csv")
         print(f"\nmean over {len(played)} pairs with all 128 subsets:\n{both.round(3).T.to_string()}")
     draw(table, audit).savefig(out / "audit.png", dpi=150)
-    append_json_line(out / "log.jsonl", {"findings": len(audit.findings), "not_reproduced": lost})
 
 
 def draw(table: pd.DataFrame, audit: Audit) -> Figure:

@@ -106,11 +106,15 @@ class Audit:
         return cls(tuple(_finding(row) for row in read_json_lines(path)))
 
     def kappas(self) -> Float[Array, "7"]:
-        """Kappa of each dimension; NaN where one side always says the same, so that agreement means nothing."""
+        """Kappa of each dimension.
+
+        NaN where both sides always say the same one thing, so that chance alone would agree as well. Where one side
+        always says the same and the other does not, kappa is 0, however large the agreement.
+        """
         values = np.full(DIMENSIONS, np.nan)
         for place in range(DIMENSIONS):
             geometric, necessary = self._pairs(place)
-            if len(set(geometric)) == 2 and len(set(necessary)) == 2:
+            if len({*geometric, *necessary}) == 2:
                 values[place] = cohen_kappa_score(geometric, necessary)
         return values
 

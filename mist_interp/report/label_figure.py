@@ -112,6 +112,10 @@ def _draw_shares(axis: Axes, explained: Explanation, blame: Blame) -> None:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.75)
     axis.set_xticks([0, 0.2, 0.5, 1.0])
-    axis.set_xlabel("share of what was commanded to close the gap" if known else "unattributed: nothing that was commanded closed the gap")
+    axis.set_xlabel(
+        "share of what was commanded to close the gap"
+        if known
+        else "unattributed: nothing that was commanded closed the gap"
+    )
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(length=0)

@@ -13,10 +13,12 @@ import pytest
 pytest.importorskip("libero")
 
 from mist_interp.data import Protocol, RolloutStore, collect_rollouts
+from mist_interp.data.replay import Blindfolded, replay
 from mist_interp.libero.env import LiberoEnv
 from mist_interp.libero.suite import LiberoSuite
 from mist_interp.models.random import random_policy
 from mist_interp.models.save import save_policy
+from mist_interp.probing import Risk
 
 pytestmark = pytest.mark.sim
 
@@ -78,7 +80,13 @@ def test_an_episode_can_be_replayed_from_its_record(tmp_path: Path) -> None:
             seen = env.proprioception()
             np.testing.assert_allclose(query.robot_state[:3], seen["robot0_eef_pos"], atol=1e-6)
             np.testing.assert_allclose(query.objects["plate_1"][:3], seen["plate_1_pos"], atol=1e-6)
-            for action in query.executed:
+            assert query.hand is not None and query.hand.shape == (8, 13)
+            for action, hand in zip(query.executed, query.hand, strict=True):
+                np.testing.assert_array_equal(hand, env.hand_motion())
                 env.step(action)
+        again = replay(Blindfolded(env), record)
     finally:
         env.close()
+    assert (again.contacts, again.releases) == (record.contacts, record.releases)
+    labels = Risk().labels(store)
+    assert labels.values.shape == (2, 7) and np.isnan(labels.values).all(), "both windows go beyond the 16 steps"

@@ -3,68 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import pytest
 
 pytest.importorskip("libero.libero")
 
+from scripted import BOWL, BOX, CLOSE, OPEN, PLATE, Script
+
 from mist_interp.libero.env import LiberoEnv
-from mist_interp.libero.suite import LiberoSuite
 
 pytestmark = pytest.mark.sim
-
-BOWL, PLATE, BOX = "akita_black_bowl_1_main", "plate_1_main", "cookies_1_main"
-OPEN, CLOSE = -1.0, 1.0
-
-
-@cache
-def environment(suite: str, name: str) -> LiberoEnv:
-    """Build each scene once; every test resets it."""
-    (task,) = [task for task in LiberoSuite(suite).tasks if name in task.name]
-    return LiberoEnv(task)
-
-
-class Script:
-    """Drives the hand by positions."""
-
-    def __init__(self, suite: str = "libero_spatial", name: str = "between_the_plate_and_the_ramekin") -> None:
-        self.env = environment(suite, name)
-        self.env.reset(0)
-
-    def hand(self) -> np.ndarray:
-        return self.env.data.site_xpos[self.env.model.site("gripper0_grip_site").id].copy()
-
-    def at(self, body: str) -> np.ndarray:
-        return self.env.data.body(body).xpos.copy()
-
-    def go(self, goal: object, grip: float, steps: int = 60) -> None:
-        for _ in range(steps):
-            error = np.asarray(goal) - self.hand()
-            if np.linalg.norm(error) < 0.006:
-                break
-            self.env.step(np.array([*np.clip(18 * error, -1, 1), 0, 0, 0, grip]))
-
-    def grip(self, grip: float, steps: int) -> None:
-        for _ in range(steps):
-            self.env.step(np.array([0, 0, 0, 0, 0, 0, grip]))
-
-    def pick(self, height: float = 0.15) -> None:
-        """Take the bowl by its rim and lift it."""
-        bowl = self.at(BOWL)
-        self.go(np.add(bowl, (0, 0.042, 0.13)), OPEN)
-        self.go(np.add(bowl, (0, 0.042, -0.013)), OPEN, 30)
-        self.grip(CLOSE, 10)
-        self.go(np.add(self.hand(), (0, 0, height)), CLOSE)
-        assert self.env.monitor.held == (BOWL,)
-
-    def carry(self, goal: np.ndarray, steps: int = 60) -> None:
-        """Move so that the bowl arrives at the goal."""
-        self.go(goal + self.hand() - self.at(BOWL), CLOSE, steps)
-
-    def found(self) -> list[tuple[str, str]]:
-        return sorted({(event.kind, event.body_other) for event in self.env.events})
 
 
 def push_table(script: Script) -> None:
