@@ -2,10 +2,23 @@
 
     python experiments/analysis/similarity.py
 
-Means over token groups of real frames, compared between layers, token groups, and with a random policy of the same
-sizes. Figures go to `results/analysis/`.
+Means over token groups of 160 real frames (4 start states of each task of libero_spatial at control steps 0, 16, 24 and
+40), compared between layers, token groups, and with a random policy of the same sizes. Figures go to
+`results/analysis/`.
 
-(numbers pending)
+What it showed for the shipped weights:
+
+- Block 1 is where action_read becomes what it is: debiased CKA of neighbouring layers is 0.32 from block 0 to 1, then
+  0.92 and 0.96. After block 0, where the empty placeholders look everywhere evenly, mini's action_read is that of the
+  random policy (0.92), afterwards no longer (0.36, 0.27, 0.28).
+- What will be the final action_read is everywhere early: held-out R² on other start states 0.95 from the agentview
+  tokens and 0.96 from the prompt's after block 0, and at least 0.95 from every group after block 1. The control is
+  high as well: 0.62 to 0.78 from any group of the random policy, because scenes of one task at one step look alike. On
+  other tasks the action is predicted with 0.69 from action_read of block 2 and 0.36 to 0.68 from the others, against
+  0.93 to 0.97 on other start states.
+- Predictable is not used. After block 1 the prompt's tokens predict the final action_read as well as any (0.99), but
+  action_read blinded to them in blocks 2 and 3 moves dx dy dz by 0.04 standard deviations; the pictures, with R² 0.98,
+  move it by 0.28 (agentview) and 0.23 (wrist), the robot state by 0.04.
 """
 
 import os
@@ -21,7 +34,8 @@ import tyro
 from rich.console import Console
 from scenes import scenes
 
-from mist_interp import HookedVLA
+from mist_interp import HookedVLA, PolicyInputs
+from mist_interp.analysis.attention_knockout import knockout_shift
 from mist_interp.analysis.similarity import cka, pooled, predictivity, similarity
 from mist_interp.models import random_policy
 
@@ -50,7 +64,7 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     console = Console(width=120)
     settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy, dtype="float32")
+    vla = HookedVLA.from_pretrained(settings.policy, dtype="float32", attn_implementation="eager")
     shots = scenes(per_task=settings.per_task, steps=settings.steps)
     inputs = vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
     starts = [f"task {shot.task} start {shot.init_state}" for shot in shots]
@@ -86,9 +100,25 @@ def main(settings: Settings) -> None:
     for text, groups in (("other start states", starts), ("other tasks", tasks)):
         found = [predictivity(tables[f"{places[-2]} {group}"], action, groups) for group in GROUPS]
         console.print(f"{places[-2]} -> the action, R² on {text}: {row(found, GROUPS)}")
+    used(vla, PolicyInputs.cat([inputs[k] for k in range(0, len(shots), 5)]), action.std(0), console)
     by_group = {f"{place} {group}": tables[f"{place} {group}"] for group in GROUPS for place in places[1:]}
     similarity(by_group).plot(title="mini: debiased CKA of layers and token groups").savefig(
         settings.out / "similarity_groups.png", dpi=130
+    )
+
+
+def used(vla: HookedVLA, some: PolicyInputs, spread: np.ndarray, console: Console) -> None:
+    """Predictable is not used: blind action_read to each group in the second half of the blocks."""
+    late = [
+        (layer, head) for layer in range(vla.cfg.n_layers // 2, vla.cfg.n_layers) for head in range(vla.cfg.n_heads)
+    ]
+    moved = []
+    for group in GROUPS[:-1]:
+        shift = knockout_shift(vla, some, late, group).values.values / spread.reshape(vla.cfg.chunk, -1)
+        moved.append(np.sqrt((shift[..., :3] ** 2).mean()))
+    console.print(
+        f"action_read blinded to a group in blocks {late[0][0]} to {late[-1][0]} moves dx dy dz by (sd): "
+        f"{row(moved, GROUPS[:-1])}"
     )
 
 
