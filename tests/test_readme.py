@@ -32,7 +32,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     width, chunk = names["vla"].cfg.d_model, names["vla"].cfg.chunk
     assert names["dz"].shape == (1, chunk, width)
-    assert names["bowl"].shape == (1, 1, width) and names["patch"].shape == (1, width)
+    assert names["bowl"].shape == (1, 1, width) and names["spot"].shape == (1, width)
     for changed in ("damped", "steered"):
         assert not names[changed].values.equal(names["action"].values), changed
     tour = names["result"]
