@@ -53,6 +53,18 @@ class Split:
     heads: tuple[int, ...] | None = None
     block: int = 1
 
+    @staticmethod
+    def of(
+        over: Sequence[str],
+        segments: Sequence[str] | None,
+        tokens: Selector,
+        heads: Sequence[int] | None,
+        block: int,
+    ) -> Split:
+        """From what a user gives: any sequences."""
+        named = None if segments is None else tuple(segments)
+        return Split(tuple(over), named, tokens, None if heads is None else tuple(heads), block)
+
     def __post_init__(self) -> None:
         for name in self.over:
             if name not in AXES:

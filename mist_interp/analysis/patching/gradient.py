@@ -61,7 +61,7 @@ def attribution_patch(
         why = "a diffusion head runs many times per query" if vla.cfg.variant == "diffusion" else "a token is chosen"
         raise ValueError(f"no gradient reaches through a {vla.cfg.variant} policy's action: {why}")
     metric = metric or action_delta()
-    split = Split(tuple(over), _tuple(segments), tokens, _tuple(heads), block)
+    split = Split.of(over, segments, tokens, heads, block)
     base, source = sides(clean, corrupt, direction)
     sites = sites_of(vla, site, split)
     cells = cells_of(vla, base, source, sites[0], split)
@@ -148,16 +148,16 @@ def _first_order(cells: Cells, source: torch.Tensor, values: torch.Tensor, gradi
             part += [p] * len(places)
             into += places
             taken += cells.source[p][b]
-    at, where = torch.tensor(pair), torch.tensor(into)
+    at, cell, where, other = torch.tensor([pair, part, into, taken], device=values.device)
     origin = torch.zeros_like(at) if len(source) == 1 else at
-    change = source[origin, torch.tensor(taken)].to(values) - values[at, where]
+    change = source[origin, other].to(values) - values[at, where]
     slopes = gradients[:, at, where]
     if cells.heads is None:
         products = (change * slopes).flatten(2).double().sum(2)[..., None]
     else:
         products = (change * slopes).double().sum(-1)[:, :, list(cells.heads)]
     found = products.new_zeros(len(gradients), pairs * parts, products.shape[-1])
-    found.index_add_(1, at * parts + torch.tensor(part), products)
+    found.index_add_(1, at * parts + cell, products)
     return found.reshape(len(gradients), pairs, -1).permute(1, 2, 0)
 
 
@@ -169,7 +169,3 @@ def _compare(exact: np.ndarray, approximate: np.ndarray) -> list[float]:
     slope = float(exact @ approximate / (approximate @ approximate))
     error = float(np.abs(exact - approximate).max() / np.abs(exact).max())
     return [float(pearsonr(exact, approximate)[0]), float(spearmanr(exact, approximate)[0]), slope, error]
-
-
-def _tuple(given: Sequence[Any] | None) -> tuple[Any, ...] | None:
-    return None if given is None else tuple(given)

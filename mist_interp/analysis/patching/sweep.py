@@ -98,7 +98,7 @@ def patch(
         OtherSweep: `out` holds a sweep with other settings.
     """
     metric = metric or action_delta()
-    split = Split(tuple(over), _tuple(segments), tokens, _tuple(heads), block)
+    split = Split.of(over, segments, tokens, heads, block)
     base, source = sides(clean, corrupt, direction)
     _check_noise(vla, base, source)
     sites = sites_of(vla, site, split)
@@ -280,7 +280,3 @@ def _some(run: Any, group: Sequence[int]) -> Any:
 def _check_noise(vla: HookedVLA, base: Run, source: Source) -> None:
     if vla.cfg.variant == "diffusion" and (base.inputs.noise is None or source.inputs.noise is None):
         raise ValueError("a diffusion policy starts from chance: give both queries the same inputs.noise")
-
-
-def _tuple(given: Sequence[Any] | None) -> tuple[Any, ...] | None:
-    return None if given is None else tuple(given)
