@@ -77,9 +77,7 @@ def main(settings: Settings) -> None:
         untrained = pooled(random_twin(vla), inputs, ["embed", "resid_post"], GROUPS)
         action = vla(inputs).normalized.flatten(1).double().numpy()
 
-    names = {name: place for place in places[1:] for name in [f"{place} action_read"]}
-    layers = {short: tables[name] for name, short in names.items()}
-    others = {short: untrained[name] for name, short in names.items()}
+    layers, others = ({place: table[f"{place} action_read"] for place in places[1:]} for table in (tables, untrained))
     between, control = similarity(layers), similarity(layers, others)
     between.plot(title="mini, action_read: debiased CKA of layers").savefig(
         settings.out / "similarity_layers.png", dpi=130
