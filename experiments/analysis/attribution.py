@@ -53,6 +53,9 @@ class Settings:
     frames: int = 60
     """Frames that are looked at, drawn from those."""
 
+    pictures: int = 20
+    """Frames whose image patches are attributed (64 passes each)."""
+
     patches: int = 8
     """Image patches that are blanked, of both cameras."""
 
@@ -78,7 +81,8 @@ def main(settings: Settings) -> None:
     print(f"without a baseline: rows sum to the action to {off:.0e}, linearization error at most {error:.0e}")
     check_heads(vla, inputs, settings)
     check_difference(vla, inputs, settings)
-    check_patches(vla, inputs, shots, settings)
+    some = slice(None, None, max(1, len(shots) // settings.pictures))
+    check_patches(vla, inputs[some], shots[some], settings)
 
 
 def answer(vla: HookedVLA, inputs: PolicyInputs, target: str) -> np.ndarray:

@@ -173,7 +173,7 @@ def gradient_attribution(
     site: SiteKey = "hook_embed",
     method: Method = "integrated",
     baseline: Baseline = "group mean",
-    points: int = 16,
+    points: int = 64,
     batch: int = 16,
 ) -> TokenAttribution:
     """Shares of the tokens at one site in one action number; see the module's text, also for where it misleads.
@@ -189,7 +189,8 @@ def gradient_attribution(
         baseline: "group mean", every token its group's mean (cameras that see nothing in particular; a group of one
             token, like the robot state, keeps it and gets no share); "query mean", the mean over `inputs` at every
             position; other queries, whose activations are taken; the activations themselves; or "zero".
-        points: of the line, for "integrated".
+        points: of the line, for "integrated"; more, if the completeness error is not small beside the shares (on
+            `mini`'s image patches a third of the change is missing with 16 points, a hundredth with 128).
         batch: samples of one forward, which go through together.
 
     Returns:

@@ -104,7 +104,7 @@ def test_words_carry_their_text():
     obs = {"agentview_image": picture, "robot0_eye_in_hand_image": picture, "robot0_eef_pos": np.zeros(3)}
     obs |= {"robot0_eef_quat": np.array([0.0, 0, 0, 1]), "robot0_gripper_qpos": np.zeros(2)}
     inputs = vla.prepare(obs, "put the black bowl on the plate")
-    words = gradient_attribution(vla, inputs, site="hook_embed").words()
+    words = gradient_attribution(vla, inputs, site="hook_embed", points=4).words()
     assert "'bowl'" in words.axes["token"] and "'the' (2)" in words.axes["token"]
     assert (abs(words.values) > 0).all()
 
@@ -112,7 +112,7 @@ def test_words_carry_their_text():
 def test_mean_baselines():
     vla = small()
     inputs = queries(vla)
-    groups = gradient_attribution(vla, inputs, site="hook_embed", baseline="group mean").groups
+    groups = gradient_attribution(vla, inputs, site="hook_embed", baseline="group mean", points=4).groups
     assert (groups.sel(group=["bos", "proprio", "stop"]).values == 0).all()
     assert (groups.sel(group=["agentview", "wrist", "text"]).values != 0).all()
     with pytest.raises(ValueError, match="prompts of one length"):
