@@ -221,13 +221,13 @@ def compare(settings: Settings, probe: Probe, store: RolloutStore, direction: St
     maxima = quiet_maxima(probe, store)
     # Rounded up: the last digit of a fit may differ between machines, and a run that goes on needs the same threshold.
     threshold = float(np.ceil(1000 * quiet_threshold(maxima, FALSE_ALARMS)) / 1000)
-    fires = f"The probe fires from a probability of {threshold:.2f} on"
-    if np.isinf(threshold):
-        fires = f"The probe never fires: {len(maxima)} quiet episodes are too few for a threshold"
     say(
-        f"{fires} (of {len(maxima)} quiet episodes, each scored by a probe that did not see it, {FALSE_ALARMS:.0%} may "
-        "pass). Steering is live at all queries."
+        f"The probe fires from a probability of {threshold:.2f} on, which about {100 * FALSE_ALARMS:.0f} % of quiet "
+        f"episodes reach: set on {len(maxima)} of them, each scored by a probe that did not see it."
+        if np.isfinite(threshold)
+        else f"The probe never fires: {len(maxima)} quiet episodes are too few to set a threshold."
     )
+    say("Steering is live at all queries, whatever the probe says.")
     with ProgressDisplay(console) as display:
         return evaluate(
             settings.policy,

@@ -76,14 +76,15 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
         low, high = signed_percent(difference["low"]), signed_percent(difference["high"])
         detectable = percent(entry["smallest_detectable"])
         rows.append(
-            f"<tr><td>{arm_label(entry['arm'], colours)}</td><td>{arm_label(entry['reference'], colours)}</td>"
+            f"<tr><td>{arm_label(entry['arm'], colours)}</td>"
+            f"<td class='text'>{arm_label(entry['reference'], colours)}</td>"
             f"<td class='text'>{labels[entry['metric']]}</td>"
             f"<td title='{escape(difference['method'])}'>{signed_percent(difference['value'])}"
             f"<small>{low} – {high}</small></td><td>{entry['only_arm']} : {entry['only_reference']}</td>"
             f"<td>{p_value(entry['p_mcnemar'])}</td><td>{p_value(entry['p_holm'])}</td><td>{detectable}</td></tr>"
         )
     heads = (
-        "<th>arm</th><th>against</th><th class='text'>outcome</th><th>change, points</th>"
+        "<th>arm</th><th class='text'>against</th><th class='text'>outcome</th><th>change, points</th>"
         "<th>only here : only there</th><th>p, McNemar</th><th>p, Holm</th><th>smallest detectable</th>"
     )
     return _table(heads, rows)

@@ -38,7 +38,7 @@ def rollouts(folder: Path, inits: range, seed: int) -> RolloutStore:
 
 
 def test_about_a_tenth_of_the_quiet_episodes_fire(quickstart: Any, tmp_path: Path) -> None:
-    """With scores of the training itself, or of queries instead of episodes, a third to nine tenths of them would."""
+    """With a threshold for queries instead of episodes more than half of them would."""
     store, fresh = rollouts(tmp_path / "a", range(30), 0), rollouts(tmp_path / "b", range(30, 50), 1)
     probe = Probe(SITE, target="contact")
     maxima = quickstart.quiet_maxima(probe, store)
@@ -53,6 +53,23 @@ def test_about_a_tenth_of_the_quiet_episodes_fire(quickstart: Any, tmp_path: Pat
         if not (data.labels.values[data.labels.episode == episode, 0] == 1).any()
     }
     assert 0 < np.mean(list(fired.values())) < 0.25
+
+
+def test_no_episode_is_scored_by_a_probe_that_saw_it(
+    quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Memory:
+        """Gives 1 to a row of its training and 0 to any other."""
+
+        def __init__(self, estimator: Any, rows: np.ndarray, labels: np.ndarray) -> None:
+            self.known = {row.tobytes() for row in rows}
+
+        def probabilities(self, rows: np.ndarray) -> np.ndarray:
+            return np.array([[float(row.tobytes() in self.known)] for row in rows])
+
+    monkeypatch.setattr(quickstart, "fit_readout", Memory)
+    maxima = quickstart.quiet_maxima(Probe(SITE, target="contact"), rollouts(tmp_path, range(6), 0))
+    assert len(maxima) == 16 and not maxima.any()
 
 
 def comparison(reference: str, metric: str, value: float, p: float) -> dict[str, Any]:
