@@ -5,6 +5,21 @@ the head without its linear view (take a part out of the final stream and run th
 (replace a head by its mean at the read positions and run everything behind it), and random heads of the same layer.
 Then integrated gradients on the image patches: the patches with the largest shares are blanked, against random ones.
 
+What it shows on `mini` (60 frames; dz at chunk step 0 has a spread of 0.62 over them):
+
+    - Without a baseline the rows sum to the action, with an error of 2e-07. Against the mean frame, the tangent at the
+      input misses two thirds of the difference ("live" 66 %, "frozen" 75 %); the gradient averaged over the way misses
+      1 %. Between the two most different frames (1.13 and -1.01): attention and MLP of block 2 write 0.65 each.
+    - Over all pairs of frame and head, the share correlates with what taking the head out of the last state does with
+      0.94 ("live"), 0.88 ("path"), 0.83 ("frozen"); with what ablating it in the network does with 0.54 to 0.60: with
+      0.90 in blocks 2 and 3 ("live") and 0.44 in blocks 0 and 1, whose heads act through later blocks.
+    - L3H1 has the largest share (0.11): ablating it changes dz by 0.068, the other heads of its block by 0.018 to
+      0.023. L1H1 (0.11): 0.23 against 0.08 to 0.14. L2H3 (0.10): 0.098 against 0.061 to 0.077. Ranked by their mean
+      magnitude, shares and effects of the 16 heads agree with 0.88.
+    - Image patches: blanking the 8 patches of 128 with the largest integrated shares changes dz by 0.076, 8 random
+      ones by 0.011, all by 0.15 (20 frames; gradient x input finds patches worth 0.035, and misses nearly all of the
+      change). No object stands out: the 8 % of patches that show the target bowl hold 9 % of the shares.
+
     python experiments/analysis/attribution.py
 """
 
