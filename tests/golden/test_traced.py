@@ -96,3 +96,25 @@ def test_vision_features_are_the_last_listed_blocks(load, name):
 @pytest.mark.parametrize("name", ["oft_l1", "openvla_base"])
 def test_checks_hold(load, name):
     assert "bit-identical" in str(load(name).check(inputs(name, 0)))
+
+
+@pytest.mark.parametrize("name", ["oft_l1", "openvla_base"])
+def test_the_terms_of_the_stream_sum_to_the_recorded_states(load, name):
+    vla, fixture = load(name), golden(name)
+    names = ["embed", "resid_post", "attn_out", "mlp_out", "result", "ln_final.*"]
+    _, cache = vla.run_with_cache(inputs(name, 0), names=names)
+    norm, tolerance = vla.module("ln_final"), fixture.tolerance("hidden_states")
+    recorded = fixture[f"case0.hidden_states.{vla.cfg.n_layers}"]
+    for stack in (cache.decompose_resid(), cache.get_full_resid_decomposition()):
+        total = stack.frozen_norm(norm, cache["ln_final.scale"]).total()
+        torch.testing.assert_close(total, recorded, atol=tolerance, rtol=0)
+    for layer in range(1, vla.cfg.n_layers):
+        recorded = fixture[f"case0.hidden_states.{layer}"]
+        torch.testing.assert_close(cache.decompose_resid(layer).total(), recorded, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["oft_l1", "openvla_base"])
+def test_edits_that_do_nothing_leave_the_recorded_action(load, name):
+    vla = load(name)
+    plain = vla(inputs(name, 0))
+    assert torch.equal(plain.values, vla.run_with_hooks(inputs(name, 0), [("*", lambda x, site: x.clone())]).values)
