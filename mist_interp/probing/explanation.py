@@ -72,11 +72,12 @@ class Explanation:
         return said
 
     def table(self) -> pd.DataFrame:
-        """One row per dimension; per event what was commanded, what a unit closes, what was closed, and the share.
+        """One row per dimension; per event what was commanded, what a unit closes, what comes of it, the share.
 
         Columns: `dimension`, `label` (1, 0, NaN), `why` (why it is masked), and, for the event at control step s,
         `action@s` (mean of the executed actions, discounted as in A_d), `gain@s` (mm per unit, weighted by force),
-        `closed@s` (A_d, mm), `share@s`; NaN where a column does not apply.
+        `commanded@s` (A_d, mm: what the actions asked for; in one control step the arm does a part of it), `share@s`;
+        NaN where a column does not apply.
         """
         columns: dict[str, object] = {
             "dimension": ACTION_NAMES,
@@ -88,7 +89,7 @@ class Explanation:
                 action, gain = self._mean_action(blame), self._mean_gain(blame)
                 columns[f"action@{blame.step}"] = action
                 columns[f"gain@{blame.step}"] = np.append(1000 * gain, np.nan)
-                columns[f"closed@{blame.step}"] = np.append(1000 * blame.closed, np.nan)
+                columns[f"commanded@{blame.step}"] = np.append(1000 * blame.closed, np.nan)
                 columns[f"share@{blame.step}"] = np.append(blame.shares, np.nan)
         return pd.DataFrame(columns)
 

@@ -7,6 +7,7 @@ contact point, and the contact's normal; beside it how far each dimension was co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from textwrap import wrap
 
 import matplotlib as mpl
 import numpy as np
@@ -24,6 +25,7 @@ TO_BLAME, OTHER = "#b5433a", "#9aa1ac"
 WAY, LEVER, NORMAL = "#ffd166", "#ffffff", "#ff4d4d"
 # Length of the drawn normal, m.
 ARROW = 0.1
+LINE = 170  # characters over the pictures
 CLOSE_UP = 0.3  # share of the picture that the close-up shows
 
 Project = Callable[[Float[np.ndarray, "points 3"]], Float[np.ndarray, "points 2"]]
@@ -57,7 +59,8 @@ def label_figure(
             _zoom(close, blame, project, len(frame))
             close.legend(loc="lower left", fontsize=8, framealpha=0.85)
             _draw_shares(bars, explained, blame)
-        figure.suptitle("\n".join([explained.headline(), *explained.events()[:3]]), x=0.01, ha="left", fontsize=9)
+        said = [line for text in (explained.headline(), *explained.events()[:3]) for line in wrap(text, LINE)]
+        figure.suptitle("\n".join(said), x=0.01, ha="left", fontsize=9)
     return figure
 
 

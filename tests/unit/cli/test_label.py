@@ -68,7 +68,7 @@ def test_the_table_adds_up(store: RolloutStore) -> None:
     # -0.05 m per unit, a quarter of the force: 12.5 mm; seven actions from step 24 on.
     weight = sum(0.9**n for n in range(7))
     assert table.loc["dz", "gain@30"] == pytest.approx(-12.5)
-    assert table.loc["dz", "closed@30"] == pytest.approx(12.5 * 0.5 * weight)
+    assert table.loc["dz", "commanded@30"] == pytest.approx(12.5 * 0.5 * weight)
 
 
 def drawn(explained: Explanation) -> Figure:

@@ -9,6 +9,7 @@ from gantry import Gantry
 
 from mist_interp.core.closing import SCALES, hand_gain
 from mist_interp.libero.bodies import BodyClasses, SceneNames
+from mist_interp.libero.contact_load import Load
 from mist_interp.libero.contacts import ContactMonitor
 from mist_interp.libero.hand import Hand
 
@@ -86,6 +87,21 @@ def test_a_link_is_not_the_hand_and_the_palm_is() -> None:
         assert event.eef is not None and event.gain is not None
         as_hand = hand_gain(np.array(event.normal), np.subtract(event.point, event.eef))
         assert np.allclose(event.gain, as_hand) == same
+
+
+def test_everything_is_weighted_by_force() -> None:
+    """3 N at one place, then 1 N at another one while the hand has moved on."""
+    load = Load(0)
+    for force, x in ((3.0, 0.0), (1.0, 0.4)):
+        load.add(force, np.array([x, 0, 0]), np.array([0.0, 0, 1]))
+        load.add_hand(force, np.array([x, 0.8 * (force == 1), 1.0]))
+    eef, gain, speed = load.geometry()
+    assert eef == pytest.approx((0.1, 0.2, 1.0)) and speed is None
+    np.testing.assert_allclose(gain, hand_gain(np.array([0, 0, 1.0]), np.array([0, -0.2, -1.0])))
+    for force, dx in ((3.0, 0.01), (1.0, 0.05)):
+        load.add_gain(force, np.array([dx, 0, 0, 0, 0, 0]))
+        load.add_finger(force, np.array([0, 0, -dx]))
+    assert load.geometry()[1:] == (pytest.approx((0.02, 0, 0, 0, 0, 0)), pytest.approx(0.02))
 
 
 def test_without_a_hand_nothing_is_said() -> None:
