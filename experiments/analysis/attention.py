@@ -42,11 +42,11 @@ from rich.console import Console
 from scenes import GOAL, TARGET, Scene, scenes
 
 from mist_interp import HookedVLA, PolicyInputs
-from mist_interp.analysis.attention import camera_attention, segment_mass
-from mist_interp.analysis.attention_knockout import Head, knockout_edits, patch_keys, random_patches
-from mist_interp.analysis.attention_objects import clustered_interval, track
-from mist_interp.analysis.attention_pictures import overlay, patch_shares, policy_pictures
-from mist_interp.analysis.attention_sinks import find_sinks, received, sink_view
+from mist_interp.analysis.attention.knockout import Head, knockout_edits, patch_keys, random_patches
+from mist_interp.analysis.attention.mass import camera_attention, segment_mass
+from mist_interp.analysis.attention.objects import clustered_interval, track
+from mist_interp.analysis.attention.pictures import overlay, patch_shares, policy_pictures
+from mist_interp.analysis.attention.sinks import find_sinks, received, sink_view
 from mist_interp.analysis.result import Result, labelled
 
 OBJECTS = {"target bowl": TARGET, "other bowl": "akita_black_bowl_2", "plate": GOAL}

@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 from scenes import TARGET, Scene, scenes
 
 from mist_interp import HookedVLA
-from mist_interp.analysis.attention_pictures import patch_shares, policy_pictures
+from mist_interp.analysis.attention.pictures import patch_shares, policy_pictures
 from mist_interp.analysis.attribution import ActionAttribution, direct_action_attribution
 from mist_interp.analysis.figures import STYLE, heat_map
 from mist_interp.analysis.gradients import TokenAttribution, gradient_attribution

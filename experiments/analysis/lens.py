@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 from scenes import Scene, scenes
 
 from mist_interp import HookedVLA
-from mist_interp.analysis.attention_knockout import knockout_edits
+from mist_interp.analysis.attention.knockout import knockout_edits
 from mist_interp.analysis.figures import STYLE
 from mist_interp.analysis.lens import action_lens
 from mist_interp.analysis.result import Result, labelled

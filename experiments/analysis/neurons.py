@@ -37,7 +37,7 @@ from rich.console import Console
 from scenes import TARGET, Scene, scenes
 
 from mist_interp import HookedVLA, PolicyInputs
-from mist_interp.analysis.attention_pictures import frames, policy_pictures
+from mist_interp.analysis.attention.pictures import frames, policy_pictures
 from mist_interp.analysis.neurons import (
     Neuron,
     neuron_activations,
@@ -49,7 +49,7 @@ from mist_interp.analysis.neurons import (
     top_frames,
 )
 from mist_interp.analysis.result import Result
-from mist_interp.analysis.weights_action import action_directions
+from mist_interp.analysis.weights.action import action_directions
 
 SHOWN = ("dx", "dy", "dz", "gripper")
 

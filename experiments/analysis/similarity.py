@@ -35,7 +35,7 @@ from rich.console import Console
 from scenes import scenes
 
 from mist_interp import HookedVLA, PolicyInputs
-from mist_interp.analysis.attention_knockout import knockout_shift
+from mist_interp.analysis.attention.knockout import knockout_shift
 from mist_interp.analysis.similarity import cka, pooled, predictivity, similarity
 from mist_interp.models import random_policy
 

@@ -41,10 +41,10 @@ from scenes import scenes
 from scipy.stats import spearmanr
 
 from mist_interp import HookedVLA, PolicyInputs
-from mist_interp.analysis.attention import summarise
+from mist_interp.analysis.attention.mass import summarise
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.weights import KINDS, composition, ov_between
-from mist_interp.analysis.weights_action import action_directions, ov_toward_action
+from mist_interp.analysis.weights.action import action_directions, ov_toward_action
+from mist_interp.analysis.weights.circuits import KINDS, composition, ov_between
 from mist_interp.core.layout import TokenLayout
 
 SEGMENTS = ["agentview", "wrist", "proprio", "text", "action_slot"]

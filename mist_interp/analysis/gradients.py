@@ -125,7 +125,7 @@ class TokenAttribution:
 
         Args:
             sample: which.
-            pictures: camera -> (size, size, 3), what the policy sees (`attention_pictures.policy_pictures`).
+            pictures: camera -> (size, size, 3), what the policy sees (`analysis.attention.policy_pictures`).
             title: above; by default what the numbers are.
         """
         import matplotlib as mpl

@@ -29,10 +29,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mist_interp.analysis.attention import Layers, averages, source
+from mist_interp.analysis.attention.mass import Layers, averages, source
 from mist_interp.analysis.head import action_unit
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.weights_action import action_directions
+from mist_interp.analysis.weights.action import action_directions
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.selectors import Selector

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mist_interp.analysis.attention import averages
+from mist_interp.analysis.attention.mass import averages
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mist_interp.analysis.attention import camera_attention, parts, segment_mass, summarise
-from mist_interp.analysis.attention_knockout import (
+from mist_interp.analysis.attention.knockout import (
     blinded,
     knockout_edits,
     knockout_shift,
     patch_keys,
     random_patches,
 )
-from mist_interp.analysis.attention_sinks import find_sinks, received, sink_view
+from mist_interp.analysis.attention.mass import camera_attention, parts, segment_mass, summarise
+from mist_interp.analysis.attention.sinks import find_sinks, received, sink_view
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.errors import UnknownName
 from mist_interp.models import random_policy

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mist_interp.analysis.attention_objects import clustered_interval, track
-from mist_interp.analysis.attention_pictures import frames, overlay, patch_shares, policy_pictures
+from mist_interp.analysis.attention.objects import clustered_interval, track
+from mist_interp.analysis.attention.pictures import frames, overlay, patch_shares, policy_pictures
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.errors import UnknownName
 from mist_interp.models import random_policy

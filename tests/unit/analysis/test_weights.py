@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mist_interp.analysis.head import head_direction
-from mist_interp.analysis.weights import (
+from mist_interp.analysis.weights.action import action_directions, ov_toward_action
+from mist_interp.analysis.weights.circuits import (
     composition,
     ov_between,
     ov_circuit,
@@ -19,8 +20,7 @@ from mist_interp.analysis.weights import (
     qk_circuit,
     written_vectors,
 )
-from mist_interp.analysis.weights_action import action_directions, ov_toward_action
-from mist_interp.analysis.weights_factored import Factored
+from mist_interp.analysis.weights.factored import Factored
 from mist_interp.core.errors import UnknownName
 from mist_interp.models import random_policy
 from mist_interp.tracing import HookedVLA

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mist_interp.analysis.attention import require_eager, source
+from mist_interp.analysis.attention.mass import require_eager, source
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site

@@ -5,7 +5,7 @@ first one in language models, single patches without content in vision transform
 sink says little about the rest; without the sinks, rows are renormalised and show what the remaining attention prefers.
 
 Where it misleads. Sinks are found by how much they get, and a token that everything truly needs gets much as well
-(knock it out to tell them apart, `mist_interp.analysis.attention_knockout`). After renormalising, a query that had left
+(knock it out to tell them apart, `mist_interp.analysis.attention.knockout`). After renormalising, a query that had left
 0.1 % beside its sinks weighs as much as one that had left all: look at `SinkView.share` first.
 
 Source: Xiao et al. 2024, "Efficient streaming language models with attention sinks"; Darcet et al. 2024, "Vision
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mist_interp.analysis.attention import (
+from mist_interp.analysis.attention.mass import (
     REST,
     Layers,
     averages,

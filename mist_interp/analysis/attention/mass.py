@@ -7,10 +7,10 @@ The weights of a query sum to 1 over all keys, so over segments that share out t
 
 Where it misleads. Attention says where a head reads, not what it reads nor whether anything depends on it: a weight on
 a token whose value is small, or whose value is the same everywhere, moves nothing (Kobayashi et al. 2020, "Attention is
-not only a weight"; `mist_interp.analysis.weights` has what is written). After the first block a token is a mixture of
-all others, so mass on a patch is not mass on what that patch shows. Heads park attention that they do not need on a few
-tokens; `mist_interp.analysis.attention_sinks` takes those out. And the seven read positions of a chunk step are joined
-by the action head, so the attention of the "dz" position is not the attention behind dz.
+not only a weight"; `mist_interp.analysis.weights.circuits` has what is written). After the first block a token is a
+mixture of all others, so mass on a patch is not mass on what that patch shows. Heads park attention that they do not
+need on a few tokens; `mist_interp.analysis.attention.sinks` takes those out. And the seven read positions of a chunk
+step are joined by the action head, so the attention of the "dz" position is not the attention behind dz.
 
 Source: segment masses after Vig and Belinkov 2019.
 """
@@ -99,7 +99,7 @@ def camera_attention(
     Returns:
         Shares of all attention of the queries (mean), axes (sample, layer, head, from, camera, row, col); the sum over
         both cameras is the mass on vision. Rows and columns are those of the upright picture that the policy sees
-        (`mist_interp.analysis.attention_pictures`): row 0 is its top.
+        (`mist_interp.analysis.attention.pictures`): row 0 is its top.
 
     Raises:
         ValueError: attention is not eager.

@@ -12,7 +12,7 @@ where things stand.
 Where it misleads. The mask is only as fine as the patches, and an object in front of the plate shares patches with it:
 compare with other objects in the same call (the twin bowl, the plate). Objects that stand at nearly the same place in
 all samples have little gain however well they are tracked. "Tracks" is where a head reads; whether the action depends
-on it is asked by `mist_interp.analysis.attention_knockout`. The best of many heads is best partly by luck: rank on some
+on it is asked by `mist_interp.analysis.attention.knockout`. The best of many heads is best partly by luck: rank on some
 scenes, judge on others.
 """
 

@@ -26,10 +26,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mist_interp.analysis.attention import Layers, source
+from mist_interp.analysis.attention.mass import Layers, source
 from mist_interp.analysis.head import action_unit, head_direction
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.weights import ov_circuit
+from mist_interp.analysis.weights.circuits import ov_circuit
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.tracing.hooked import HookedVLA
 

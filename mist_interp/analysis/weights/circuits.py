@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mist_interp.analysis.attention import Layers, averages, parts, require_eager, source
+from mist_interp.analysis.attention.mass import Layers, averages, parts, require_eager, source
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.weights_factored import Factored
+from mist_interp.analysis.weights.factored import Factored
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.tracing.hooked import HookedVLA
