@@ -2,8 +2,9 @@
 
 Three kinds of table, all readable by pandas, pyarrow and `datasets` without this package:
 
-    episodes      one row per episode: unit, outcome, contact events
-    queries       one row per policy query: chunk, executed actions, robot state, object poses, scores, live edits
+    episodes      one row per episode: unit, outcome, contact events with their geometry, what was let go
+    queries       one row per policy query: chunk, executed actions, path of the hand, robot state, object poses,
+                  scores, live edits
     activations   one row per query, one *column per site* of fixed-length float16 lists, one table per token group
 
 A column per site is what makes "layer 17 of all episodes" a read of that layer only; float16 keeps the mantissa of

@@ -3,6 +3,9 @@
 The episode is replayed from its record up to each query that sees an event coming; there the simulator is forked, and
 the actions that were executed from there to the end of the query's window run again without one dimension, or with
 every subset of them. A fork that does not reproduce the event with all dimensions is reported and never counted.
+
+Where it misleads: recorded actions end with the episode. If that is soon after the event, an event that would only have
+come later without a dimension counts as gone.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ With several events in one window a dimension is to blame if it is for any of th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,7 @@ class Risk:
         contrast: `detection` (to blame against no event) or `attribution` (to blame against not, among events).
         audit: file of a knockout audit (`audit.py`); dimensions whose geometric labels agree with it by less than kappa
             0.4 take the knockout's. None: geometry throughout.
+        dimensions: outputs; a policy that never collides along a dimension has no positive to learn it from.
     """
 
     horizon: int = 10
@@ -84,8 +85,15 @@ class Risk:
     finger_speed: float = Rule.finger_speed
     contrast: str = "detection"
     audit: str | None = None
+    dimensions: tuple[str, ...] = ACTION_NAMES
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dimensions", tuple(self.dimensions))  # a list, when read from a file
+        for name in self.dimensions:
+            if name not in ACTION_NAMES:
+                raise UnknownName("action dimension", name, ACTION_NAMES)
+        if not self.dimensions:
+            raise ValueError(f"dimensions are empty; choose some of {', '.join(ACTION_NAMES)}")
         if self.contrast not in CONTRASTS:
             raise UnknownName("contrast", self.contrast, CONTRASTS)
         if self.horizon < 0 or not 0 < self.gamma <= 1 or not 0 < self.share <= 1 or not self.force > 0:
@@ -102,7 +110,7 @@ class Risk:
         return Rule(self.gamma, self.share, self.force, self.finger_speed)
 
     def labels(self, store: RolloutStore) -> Labels:
-        """Labels of all queries; the outputs are the seven action names.
+        """Labels of all queries; the outputs are the names of the dimensions.
 
         `masked` counts queries by reason; a reason that holds for one dimension alone begins with its name.
 
@@ -111,9 +119,13 @@ class Risk:
         """
         queries = _queries(store)
         verdicts = list(self.verdicts(store, queries))
-        values = np.stack([verdict.values for verdict in verdicts]).reshape(-1, len(ACTION_NAMES))
+        places = [ACTION_NAMES.index(name) for name in self.dimensions]
         return Labels(
-            values, ACTION_NAMES, queries["episode"].to_numpy(), queries["query"].to_numpy(), counted(verdicts)
+            np.stack([verdict.values for verdict in verdicts])[:, places],
+            self.dimensions,
+            queries["episode"].to_numpy(),
+            queries["query"].to_numpy(),
+            counted(verdicts, places),
         )
 
     def verdicts(self, store: RolloutStore, queries: pd.DataFrame | None = None) -> Iterator[Verdict]:
@@ -174,22 +186,32 @@ class Risk:
         return UNATTRIBUTED if known else NO_GEOMETRY
 
 
-def counted(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """Number of masked queries by reason; one that holds for some dimensions only begins with `pose:` or their name."""
+def counted(verdicts: Iterable[Verdict], places: Sequence[int] = range(len(ACTION_NAMES))) -> dict[str, int]:
+    """Number of masked queries by reason; one that holds for some dimensions only begins with `pose:` or their name.
+
+    Args:
+        verdicts: of the queries.
+        places: dimensions that count.
+    """
     counts: Counter[str] = Counter()
+    pose = [place for place in places if place != GRIPPER]
     for verdict in verdicts:
-        for reason in {reason for reason in verdict.reasons if reason is not None}:
-            places = [place for place, given in enumerate(verdict.reasons) if given == reason]
-            pose = set(range(GRIPPER)) <= set(places)
-            if pose and GRIPPER in places:
-                names = [""]
-            else:
-                names = ["pose: "] * pose + [
-                    f"{ACTION_NAMES[place]}: " for place in places if place == GRIPPER or not pose
-                ]
-            counts.update(name + reason for name in names)
-    order = ["pose", *ACTION_NAMES]
-    return dict(sorted(counts.items(), key=lambda item: (*[name == item[0].split(":")[0] for name in order], item[0])))
+        for reason in {verdict.reasons[place] for place in places} - {None}:
+            mine = [place for place in places if verdict.reasons[place] == reason]
+            whose = [ACTION_NAMES[place] for place in mine]
+            if len(mine) == len(places):
+                whose = [""]
+            elif len(pose) > 1 and set(pose) <= set(mine):
+                whose = ["pose", *(ACTION_NAMES[place] for place in mine if place == GRIPPER)]
+            counts.update(f"{name}: {reason}" if name else str(reason) for name in whose)
+    order = ["", "pose", *ACTION_NAMES]
+    return dict(sorted(counts.items(), key=lambda item: (order.index(_whose(item[0])), item[0])))
+
+
+def _whose(reason: str) -> str:
+    """The dimension that a counted reason speaks of; empty if of all."""
+    name, colon, _ = reason.partition(": ")
+    return name if colon else ""
 
 
 def course_of(episode: Any, rows: pd.DataFrame) -> Course:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -166,8 +167,20 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None
 
 def test_the_target_is_known_by_name_and_survives_being_stored() -> None:
     assert target("risk") == Risk()
-    mine = Risk(horizon=4, contrast="attribution", audit="audit.jsonl")
-    assert target_from_config(target_config(mine)) == mine
+    mine = Risk(horizon=4, contrast="attribution", audit="audit.jsonl", dimensions=("dz", "dx"))
+    assert target_from_config(json.loads(json.dumps(target_config(mine)))) == mine
+
+
+def test_dimensions_can_be_chosen(store: Store) -> None:
+    made = store(recorded(constant(80, dz=-0.5), touch(30, last=30)))
+    everything, some = Risk().labels(made), Risk(dimensions=("gripper", "dz")).labels(made)
+    np.testing.assert_array_equal(some.values, everything.values[:, [6, 2]])
+    assert some.outputs == ("gripper", "dz")
+    assert some.masked == {k: n for k, n in everything.masked.items() if ": " not in k or k.startswith("gripper")}
+    with pytest.raises(KeyError, match="droll"):
+        Risk(dimensions=("drol",))
+    with pytest.raises(ValueError, match="empty"):
+        Risk(dimensions=())
 
 
 # -- how labels went wrong elsewhere
