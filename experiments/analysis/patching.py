@@ -107,13 +107,18 @@ def swap_inputs(vla: HookedVLA, shots: list[Scene], steps: tuple[int, ...]) -> d
         inputs = prepare(vla, first)
         pairs = [(i, j) for i in range(len(first)) for j in range(len(first)) if i != j]
         here, there = (rows(inputs, [pair[side] for pair in pairs]) for side in (0, 1))
-        own = MOTION(vla(inputs))
+        own = motion(vla, inputs)
         way = own[[j for _, j in pairs]] - own[[i for i, _ in pairs]]
         found[step] = {}
         for part in PARTS:
-            gone = MOTION(vla(swapped(here, there, part))) - own[[i for i, _ in pairs]]
+            gone = motion(vla, swapped(here, there, part)) - own[[i for i, _ in pairs]]
             found[step][part] = float((gone * way).sum() / (way**2).sum())
     return found
+
+
+def motion(vla: HookedVLA, inputs: PolicyInputs, at_once: int = 15) -> torch.Tensor:
+    """Mean (dx, dy, dz) of the chunk that each query is answered with."""
+    return torch.cat([MOTION(vla(inputs[start : start + at_once])) for start in range(0, len(inputs), at_once)])
 
 
 def tell_inputs(shares: dict[int, dict[str, float]]) -> None:
