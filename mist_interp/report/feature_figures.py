@@ -20,7 +20,7 @@ DIM_COLOURS = ("#b5433a", "#2f7d5b", "#1f6f9f", "#c2862a", "#7a4f9a", "#2b8c8c",
 HOT = (181, 67, 58)
 
 
-def histogram(shares: Sequence[float], largest: float, width: int = 190, height: int = 54) -> str:
+def histogram(shares: Sequence[float], largest: float, width: int = 165, height: int = 54) -> str:
     """Bars over the codes, from 0 to the largest; heights are square roots, so that rare strong codes are seen."""
     roots = np.sqrt(np.asarray(shares, dtype=float))
     top = float(roots.max(initial=0.0)) or 1.0
@@ -56,7 +56,7 @@ def token_map(values: Float[np.ndarray, " tokens"], rows: int, cols: int, most: 
 
 
 def dose_curves(
-    coefs: Sequence[float], means: Mapping[str, Sequence[float]], most: float, width: int = 210, height: int = 96
+    coefs: Sequence[float], means: Mapping[str, Sequence[float]], most: float, width: int = 180, height: int = 96
 ) -> str:
     """One line per action dimension over the coefficient; `most` is the end of the vertical axis."""
     low, high = min(0.0, *coefs), max(0.0, *coefs)

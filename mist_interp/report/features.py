@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mist_interp.analysis.sae_effects import Ablation, DoseResponse
-from mist_interp.analysis.sae_features import FeatureTable, Firing
-from mist_interp.analysis.sae_report import SaeReport
-from mist_interp.analysis.sae_splice import Splice
+from mist_interp.analysis.sae.effects import Ablation, DoseResponse
+from mist_interp.analysis.sae.features import FeatureTable, Firing
+from mist_interp.analysis.sae.quality import SaeReport
+from mist_interp.analysis.sae.splicing import Splice
 from mist_interp.core.files import write_atomic
 from mist_interp.report.feature_figures import dose_curves, histogram, legend, overlay, picture_url, token_map
 from mist_interp.report.style import SCRIPT, STYLE
@@ -31,7 +31,7 @@ svg.small { overflow: visible; } .facts + p { margin-top: 18px; }
 .feature { border-top: 1px solid var(--hairline); padding: 18px 0 10px; break-inside: avoid; }
 .feature h3 { font-size: 16px; font-weight: 600; margin: 0 0 2px; }
 .feature h3 small { font-weight: 400; color: var(--muted); font-size: 13px; margin-left: 8px; }
-.panels { display: flex; flex-wrap: wrap; gap: 10px 30px; align-items: flex-start; margin: 10px 0; }
+.panels { display: flex; flex-wrap: wrap; gap: 10px 20px; align-items: flex-start; margin: 10px 0; }
 .panels > div > b { display: block; font-size: 11.5px; font-weight: 500; color: var(--muted); margin-bottom: 4px; }
 .panels table { width: auto; margin: 0; font-size: 12.5px; } .panels td { padding: 2px 10px 2px 0; border: 0; }
 .shots { display: flex; flex-wrap: wrap; gap: 8px; margin: 6px 0; }

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from sklearn.base import clone
 
-from mist_interp.analysis.sae import SparseAutoencoder
-from mist_interp.analysis.sae_files import from_sae_lens, to_sae_lens
-from mist_interp.analysis.sae_report import report
-from mist_interp.analysis.sae_rows import TokenRows
+from mist_interp.analysis.sae.autoencoder import SparseAutoencoder
+from mist_interp.analysis.sae.files import from_sae_lens, to_sae_lens
+from mist_interp.analysis.sae.quality import report
+from mist_interp.analysis.sae.rows import TokenRows
+from mist_interp.analysis.sae.training import Recipe, begin, folded, top_k, update
 from mist_interp.core.names import Site
 from mist_interp.data.activation_set import ActivationSet
 from mist_interp.data.records import Unit
@@ -64,6 +65,29 @@ def test_codes_are_sparse_positive_and_lengths_in_units_of_the_rows(
     np.testing.assert_allclose(fitted.inverse_transform(codes.numpy()), fitted.decode(codes).numpy(), rtol=1e-6)
 
 
+def test_weights_in_units_of_the_rows_say_the_same_as_those_in_scaled_units(
+    data: tuple[np.ndarray, np.ndarray],
+) -> None:
+    x = torch.from_numpy(data[0][:512])
+    training = begin(Recipe(16, 3, 10, 512, 0.1, None, 1 / 32, 5000, 0), x)
+    for _ in range(3):
+        update(training, x)
+    own, kept = training.weights, folded(training)
+    scaled = (x - training.shift) / training.scale
+    codes = top_k((scaled - own["bias"]) @ own["encoder"].T + own["encoder_bias"], 3)
+    outside = top_k((x - kept["bias"]) @ kept["encoder"].T + kept["encoder_bias"], 3)
+    assert float(own["encoder_bias"].detach().abs().min()) > 0.01
+    torch.testing.assert_close(outside, codes.detach() * training.scale, rtol=1e-3, atol=1e-3)
+    rebuilt = (codes @ own["decoder"] + own["bias"]) * training.scale + training.shift
+    torch.testing.assert_close(outside @ kept["decoder"] + kept["bias"], rebuilt.detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_top_k_keeps_the_largest_of_the_positive() -> None:
+    pre = torch.tensor([[-1.0, -2.0, 3.0, 0.5], [-1.0, -3.0, -2.0, -4.0], [5.0, 4.0, 6.0, 1.0]])
+    expected = torch.tensor([[0.0, 0.0, 3.0, 0.5], [0.0, 0.0, 0.0, 0.0], [5.0, 0.0, 6.0, 0.0]])
+    assert torch.equal(top_k(pre, 2), expected) and torch.equal(top_k(pre, 9), pre.relu())
+
+
 def test_the_explained_variance_is_what_it_says(fitted: SparseAutoencoder, data: tuple[np.ndarray, np.ndarray]) -> None:
     x = data[0][5000:].astype(np.float64)
     rest = x - fitted.inverse_transform(fitted.transform(data[0][5000:]))
@@ -100,7 +124,7 @@ def test_the_term_of_the_dead_features_brings_them_back(data: tuple[np.ndarray, 
 def test_a_training_that_was_cut_ends_at_the_same_numbers(
     tmp_path: Path, data: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mist_interp.analysis.sae.STEPS_PER_CHECKPOINT", 25)
+    monkeypatch.setattr("mist_interp.analysis.sae.autoencoder.STEPS_PER_CHECKPOINT", 25)
     settings = SMALL | {"steps": 45}  # 19 batches an epoch: the checkpoint is inside the second
     whole = SparseAutoencoder(**settings).fit(rows_of(data[0][:5000]))
     path = tmp_path / "training.safetensors"
@@ -208,13 +232,15 @@ def test_sae_lens_itself_computes_the_same(
 def test_a_feature_is_a_direction_whose_unit_is_a_standard_deviation(
     fitted: SparseAutoencoder, data: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    direction = fitted.direction(5)
-    projection = data[0][:5000].astype(np.float64) @ fitted.decoder_[5].numpy()
+    feature = int(fitted.sigma_.argmax())
+    direction = fitted.direction(feature)
+    projection = data[0][:5000].astype(np.float64) @ fitted.decoder_[feature].numpy()
     # Moments are of the rows seen in training, of which the last of each epoch are left out.
     assert direction.norm == pytest.approx(projection.std(), rel=0.01)
-    assert float(torch.nn.functional.cosine_similarity(direction.vector, fitted.decoder_[5], dim=0)) > 0.9999
+    assert float(torch.nn.functional.cosine_similarity(direction.vector, fitted.decoder_[feature], dim=0)) > 0.9999
     assert (direction.site.name, direction.tokens) == ("blocks.1.hook_resid_post", "vision")
-    assert direction.trained_on == {("libero_spatial", 0, 0)} and direction.source["feature"] == 5
+    assert direction.trained_on == {("libero_spatial", 0, 0)} and direction.source["feature"] == feature
+    assert float(fitted.sigma_.min()) < 0.97 * direction.norm == pytest.approx(0.97 * float(fitted.sigma_[feature]))
     with pytest.raises(IndexError, match="feature 64: the dictionary has 0 to 63"):
         fitted.direction(64)
     bare = SparseAutoencoder(**SMALL | {"steps": 2}).fit(data[0])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mist_interp.analysis.sae import SparseAutoencoder
-from mist_interp.analysis.sae_features import feature_table, firing_features
-from mist_interp.analysis.sae_rows import TokenRows
+from mist_interp.analysis.sae.autoencoder import SparseAutoencoder
+from mist_interp.analysis.sae.features import feature_table, firing_features
+from mist_interp.analysis.sae.rows import TokenRows
 
 TOKENS, QUERIES = 4, 6
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mist_interp.analysis.sae_rows import TokenRows, split_by_start_state
+from mist_interp.analysis.sae.rows import TokenRows, split_by_start_state
 from mist_interp.data.activation_set import ActivationSet, start_states, unit_of_episode
 from mist_interp.data.records import EpisodeRecord, QueryRecord, Unit
 from mist_interp.data.store import Manifest, RolloutStore, TokenGroup

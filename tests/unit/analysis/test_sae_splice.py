@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mist_interp.analysis.sae import SparseAutoencoder
-from mist_interp.analysis.sae_effects import ablation, active_share, dose_response
-from mist_interp.analysis.sae_rows import TokenRows
-from mist_interp.analysis.sae_splice import ablating, action_sd, actions, editing, rms, splice
+from mist_interp.analysis.sae.autoencoder import SparseAutoencoder
+from mist_interp.analysis.sae.effects import ablation, active_share, dose_response
+from mist_interp.analysis.sae.rows import TokenRows
+from mist_interp.analysis.sae.splicing import ablating, action_sd, actions, editing, rms, splice
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.models import random_policy
 from mist_interp.tracing import HookedVLA

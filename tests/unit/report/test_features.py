@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.sae_effects import Ablation, DoseResponse
-from mist_interp.analysis.sae_features import FeatureTable, feature_table
-from mist_interp.analysis.sae_report import report
-from mist_interp.analysis.sae_rows import TokenRows
-from mist_interp.analysis.sae_splice import Splice
+from mist_interp.analysis.sae.effects import Ablation, DoseResponse
+from mist_interp.analysis.sae.features import FeatureTable, feature_table
+from mist_interp.analysis.sae.quality import report
+from mist_interp.analysis.sae.rows import TokenRows
+from mist_interp.analysis.sae.splicing import Splice
 from mist_interp.report.features import FeaturePage, write_feature_page
 from tests.unit.analysis.test_sae_features import QUERIES, axes_sae
 from tests.unit.report.test_page import Balance

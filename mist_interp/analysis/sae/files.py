@@ -21,7 +21,7 @@ from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site
 
 if TYPE_CHECKING:
-    from mist_interp.analysis.sae import SparseAutoencoder
+    from mist_interp.analysis.sae.autoencoder import SparseAutoencoder
 
 FORMAT = 1
 ARRAYS = ("encoder_", "encoder_bias_", "decoder_", "bias_", "mean_", "covariance_")

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.sae import ROWS_AT_ONCE, SparseAutoencoder, token_rows
-from mist_interp.analysis.sae_rows import TokenRows
+from mist_interp.analysis.sae.autoencoder import ROWS_AT_ONCE, SparseAutoencoder, token_rows
+from mist_interp.analysis.sae.rows import TokenRows
 from mist_interp.data.activation_set import ActivationSet
 from mist_interp.data.records import Array
 

@@ -20,7 +20,7 @@ Why not sae-lens: 6.54.12 installs beside the pins of this package, and its `SAE
 tensors. It brings 38 more packages (about 200 MB; wandb, plotly, nltk, opentelemetry and transformer-lens among them),
 takes 6 s of processor time to import, draws a progress bar of its own, and what it stores of a run leaves out the place
 in the data. The trainer below is no longer than an adapter with its tests would be. What people share are trained
-autoencoders, and those can be exchanged (`mist_interp.analysis.sae_files`: `to_sae_lens`, `from_sae_lens`).
+autoencoders, and those can be exchanged (`mist_interp.analysis.sae.files`: `to_sae_lens`, `from_sae_lens`).
 """
 
 from __future__ import annotations

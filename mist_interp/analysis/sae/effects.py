@@ -7,7 +7,7 @@ Two questions of the same kind, each beside its control:
     ablation   takes the feature out wherever it is active, which changes each token by its code; the control takes the
                same lengths along random directions out of the same tokens (`ablation`)
 
-Changes are in standard deviations of the unedited actions over the queries given (`mist_interp.analysis.sae_splice`).
+Changes are in standard deviations of the unedited actions over the queries given (`mist_interp.analysis.sae.splicing`).
 
 Where it misleads: steering at every token pushes the activations where they never are, so large coefficients show what
 breaks and not what the feature means; the random directions are isotropic, while activations (and the features) lie in
@@ -27,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.sae import SparseAutoencoder, site_of
-from mist_interp.analysis.sae_splice import ACTION_SD, BATCH, ablating, action_sd, actions, rms
+from mist_interp.analysis.sae.autoencoder import SparseAutoencoder, site_of
+from mist_interp.analysis.sae.splicing import ACTION_SD, BATCH, ablating, action_sd, actions, rms
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
 from mist_interp.steering.direction import SteeringDirection

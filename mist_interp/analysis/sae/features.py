@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.sae import ROWS_AT_ONCE, SparseAutoencoder
-from mist_interp.analysis.sae_rows import TokenRows
+from mist_interp.analysis.sae.autoencoder import ROWS_AT_ONCE, SparseAutoencoder
+from mist_interp.analysis.sae.rows import TokenRows
 from mist_interp.data.records import Array
 
 BINS = 24

@@ -5,13 +5,13 @@
     sae.decode(codes)                           (..., width)
     sae.direction(17)                           a SteeringDirection: the feature, as something to add
 
-A TopK sparse autoencoder (`mist_interp.analysis.sae_training`) with the manners of a scikit-learn transformer: the
+A TopK sparse autoencoder (`mist_interp.analysis.sae.training`) with the manners of a scikit-learn transformer: the
 constructor only stores, `fit` checks and learns, what was learnt ends in `_`.
 
 Where it misleads: features are what this dictionary size, this k and this seed make of the data; another training gives
 others, splits one in two or merges two. A high explained variance says little of what the network uses: the part that
-is left out may be what matters. So look at what splicing it in does to the actions (`mist_interp.analysis.sae_splice`),
-and take no feature for a cause before it was changed and the action followed (`mist_interp.analysis.sae_effects`).
+is left out may be what matters. So look at what splicing it in does to the actions (`splice`), and take no feature for
+a cause before it was changed and the action followed (`ablation`, `dose_response`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from mist_interp.analysis.sae_rows import TokenRows, checked
-from mist_interp.analysis.sae_training import (
+from mist_interp.analysis.sae.rows import TokenRows, checked
+from mist_interp.analysis.sae.training import (
     FitProgress,
     Recipe,
     Training,
@@ -212,8 +212,8 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
         return self.decode(torch.from_numpy(checked(X))).numpy()
 
     def score(self, X: TokenRows | ActivationSet | Array, y: None = None) -> float:
-        """Explained variance of rows; see `mist_interp.analysis.sae_report`."""
-        from mist_interp.analysis.sae_report import report
+        """Explained variance of rows; see `mist_interp.analysis.sae.quality`."""
+        from mist_interp.analysis.sae.quality import report
 
         return report(self, X).explained_variance
 
@@ -265,7 +265,7 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
 
     def save(self, folder: str | Path) -> None:
         """Write `sae.safetensors` and `sae.json` into `folder`."""
-        from mist_interp.analysis.sae_files import save_sae
+        from mist_interp.analysis.sae.files import save_sae
 
         save_sae(self, Path(folder))
 
@@ -277,7 +277,7 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
             FileNotFoundError: there is none in this folder.
             ValueError: it was written in a format that this version does not know.
         """
-        from mist_interp.analysis.sae_files import load_sae
+        from mist_interp.analysis.sae.files import load_sae
 
         return load_sae(cls, Path(folder))
 

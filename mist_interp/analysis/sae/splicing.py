@@ -28,8 +28,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mist_interp.analysis.result import Result, labelled
-from mist_interp.analysis.sae import SparseAutoencoder, site_of
-from mist_interp.analysis.sae_report import principal_components
+from mist_interp.analysis.sae.autoencoder import SparseAutoencoder, site_of
+from mist_interp.analysis.sae.quality import principal_components
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
