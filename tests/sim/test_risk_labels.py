@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("libero.libero")
 
 from scripted import BOWL, BOX, CLOSE, OPEN, PLATE, Script
 
+from mist_interp.cli import main
 from mist_interp.core.actions import ACTION_NAMES
 from mist_interp.core.closing import hand_gain
+from mist_interp.data import Manifest, RolloutStore
 from mist_interp.data.records import ContactRecord, EpisodeRecord
 from mist_interp.data.replay import Blindfolded, replay, replay_until
 from mist_interp.libero.projection import pixels
@@ -276,3 +280,23 @@ def test_points_are_drawn_where_they_are() -> None:
     assert abs(x - columns.mean()) < 3 and abs(y - rows.mean()) < 3
     with pytest.raises(KeyError, match="agentview"):
         pixels(env, np.zeros((1, 3)), "agent", size)
+
+
+def test_the_command_draws_and_upgrades(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a folder of rollouts to a picture, and to a store of the present layout with the same labels."""
+    script = Script()
+    ahead_into_the_box(script)
+    episode = script.record()
+    store = RolloutStore.create(tmp_path / "rollouts", Manifest((), {"suite": "libero_spatial"}))
+    store.append(episode)
+    query = episode.contacts[0].start_step // 8
+    picture = tmp_path / "picture.png"
+    assert main(["label", str(store.folder), "--explain", episode.key, str(query), "--picture", str(picture)]) == 0
+    said = capsys.readouterr().out
+    assert str(picture) in said and f"touches {BOX} (finger-distractor)" in said
+    drawn = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    arrow = (abs(drawn - (255, 77, 77)).sum(2) < 60).sum()
+    assert drawn.shape[1] > 1000 and arrow > 50, "the normal is drawn in red"
+    assert main(["label", str(store.folder), "--upgrade", str(tmp_path / "new")]) == 0
+    again = RolloutStore.open(tmp_path / "new")
+    np.testing.assert_array_equal(Risk().labels(again).values, Risk().labels(store).values)
