@@ -56,7 +56,7 @@ class Capture:
         catalogue: Catalogue,
         names: Any,
         tokens: Selector | None,
-        step: int | None,
+        step: int | str | None,
         stop: Site | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -118,7 +118,7 @@ class HookedVLA:
         """One line per name: shape and meaning, the layers of one name together. To be printed."""
         return self.catalogue.describe(names)
 
-    def shapes(self, inputs: PolicyInputs, names: Names = "*", step: int = 0) -> dict[str, tuple[int, ...]]:
+    def shapes(self, inputs: PolicyInputs, names: Names = "*", step: int | str = 0) -> dict[str, tuple[int, ...]]:
         """Shape of every site in such a query, by full name; nothing is run."""
         return shapes_of(self.sites(names), self.policy, self.layout(inputs), pick_run(self.policy, step))
 
@@ -193,7 +193,7 @@ class HookedVLA:
         stop_at_layer: None = ...,
         device: torch.device | str | None = ...,
         dtype: torch.dtype | None = ...,
-        step: int | None = ...,
+        step: int | str | None = ...,
         when: When = ...,
     ) -> tuple[ActionChunk, ActivationCache]: ...
 
@@ -206,7 +206,7 @@ class HookedVLA:
         stop_at_layer: int = ...,
         device: torch.device | str | None = ...,
         dtype: torch.dtype | None = ...,
-        step: int | None = ...,
+        step: int | str | None = ...,
         when: When = ...,
     ) -> tuple[None, ActivationCache]: ...
 
@@ -218,7 +218,7 @@ class HookedVLA:
         stop_at_layer: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        step: int | None = None,
+        step: int | str | None = None,
         when: When = "after",
     ) -> tuple[ActionChunk | None, ActivationCache]:
         """Answer a query and keep activations on the way.
@@ -231,8 +231,9 @@ class HookedVLA:
             stop_at_layer: end the forward before this block of the language model; the action is then None.
             device: where to keep the values; None leaves them where they are.
             dtype: type to keep them in; None leaves it.
-            step: which run of the language model to keep, where one query takes several; negative counts from the end.
-                Default: the prefill of base OpenVLA, the last denoising step of a diffusion head.
+            step: which run of the language model to keep, where one query takes several; negative counts from the end,
+                and of base OpenVLA the name of the action number that a run generates, "dz", says it too. Default: the
+                prefill of base OpenVLA, the last denoising step of a diffusion head.
             when: keep the values "after" the live edits at the same site, as the network goes on with them, or "before"
                 these, as the edits found them (the effect of edits further up is in them either way).
 
@@ -265,7 +266,7 @@ class HookedVLA:
         metric: Metric,
         names: Names | None = None,
         tokens: Selector | None = None,
-        step: int | None = None,
+        step: int | str | None = None,
         of: SiteKey | None = None,
     ) -> tuple[ActionChunk, ActivationCache, ActivationCache]:
         """Answer a query; keep activations, and the gradient of a number with respect to each of them.

@@ -86,9 +86,9 @@ def _locate(variant: str, n_heads: int, site: Site) -> Location:
         case "blocks.{i}.attn.hook_q":
             return Location(attention, ports.QUERY, _swap, _unswap)
         case "blocks.{i}.attn.hook_k":
-            return Location(attention, ports.KEY, _swap, _unswap)
+            return Location(attention, ports.CACHED_KEY if variant == "base" else ports.KEY, _swap, _unswap)
         case "blocks.{i}.attn.hook_v":
-            return Location(attention, ports.VALUE, _swap, _unswap)
+            return Location(attention, ports.CACHED_VALUE if variant == "base" else ports.VALUE, _swap, _unswap)
         case "blocks.{i}.attn.hook_attn_scores":
             return Location(attention, ports.SCORES)
         case "blocks.{i}.attn.hook_pattern":

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site
 from mist_interp.core.selectors import Selector
@@ -30,12 +31,18 @@ def runs_per_query(policy: Any) -> int:
     return policy.config.diffusion_steps if policy.variant == "diffusion" else 1
 
 
-def pick_run(policy: Any, step: int | None) -> int:
+def pick_run(policy: Any, step: int | str | None) -> int:
     """Number of the run to capture: of base OpenVLA the prefill, of a diffusion head the last, unless `step` says so.
 
     Raises:
         IndexError: the query has fewer runs.
+        UnknownName: `step` is a word, and not the name of an action number that base OpenVLA generates.
     """
+    if isinstance(step, str):
+        names = list(policy.config.action_names) if policy.variant == "base" else []
+        if step not in names:
+            raise UnknownName(f"step of a {policy.variant} policy", step, names)
+        step = names.index(step)
     runs = runs_per_query(policy)
     if step is None:
         return runs - 1 if policy.variant == "diffusion" else 0

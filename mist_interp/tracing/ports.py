@@ -54,8 +54,8 @@ def _put_input(view: Any, new: Tensor, old: Tensor) -> None:
     view.input = new
 
 
-def _overwrite_input(view: Any, new: Tensor, old: Tensor) -> None:
-    """Write into the module's input itself: the block adds that very tensor again after the MLP."""
+def _overwrite(view: Any, new: Tensor, old: Tensor) -> None:
+    """Write into the network's own tensor, which is used again elsewhere."""
     shared = new.untyped_storage().data_ptr() == old.untyped_storage().data_ptr()
     old.copy_(new.clone() if shared else new)
 
@@ -77,7 +77,8 @@ def _put_first(view: Any, new: Tensor, old: Tensor) -> None:
 
 
 INPUT = Port("input", _get_input, _put_input)
-SHARED_INPUT = Port("shared input", _get_input, _overwrite_input)
+# The block adds what enters its second norm again after the MLP.
+SHARED_INPUT = Port("shared input", _get_input, _overwrite)
 OUTPUT = Port("output", _get_output, _put_output)
 FIRST_OUTPUT = Port("first output", _get_first, _put_first)
 
@@ -101,8 +102,11 @@ def _put_query(view: Any, new: Tensor, old: Tensor) -> None:
     call.inputs = ((module, new, *others), keywords)
 
 
-def _of_this_run(name: str, place: int) -> Port:
-    """Keys or values of the tokens that this run reads; base OpenVLA's attention also gets those of earlier runs."""
+def _of_this_run(name: str, place: int, cached: bool = False) -> Port:
+    """Keys or values of the tokens that this run reads.
+
+    The attention of base OpenVLA also gets those of earlier runs, and later runs get these: they are `cached`.
+    """
 
     def get(view: Any) -> Tensor:
         arguments = _attention_call(view).inputs[0]
@@ -112,16 +116,15 @@ def _of_this_run(name: str, place: int) -> Port:
     def put(view: Any, new: Tensor, old: Tensor) -> None:
         call = _attention_call(view)
         arguments, keywords = call.inputs
-        earlier = arguments[place].shape[2] - new.shape[2]
-        whole = torch.cat([arguments[place][:, :, :earlier], new], dim=2) if earlier else new
-        call.inputs = ((*arguments[:place], whole, *arguments[place + 1 :]), keywords)
+        call.inputs = ((*arguments[:place], new, *arguments[place + 1 :]), keywords)
 
-    return Port(name, get, put, derived=True)
+    return Port(name, get, _overwrite if cached else put, derived=True)
 
 
 # The arguments of the attention function, after rotation: (batch, head, token, d_head).
 QUERY = Port("query", _get_query, _put_query)
 KEY, VALUE = _of_this_run("key", 2), _of_this_run("value", 3)
+CACHED_KEY, CACHED_VALUE = _of_this_run("key", 2, cached=True), _of_this_run("value", 3, cached=True)
 
 
 def _put_scores(view: Any, new: Tensor, old: Tensor) -> None:

@@ -242,3 +242,31 @@ def test_parts_that_a_variant_lacks(make_vla):
 def test_a_catalogue_describes_itself():
     text = Catalogue({"llm": 2}).describe(["result", Site("hook_embed")])
     assert text.splitlines()[2] == "blocks.{i}.attn.hook_result  [0..1]  (batch, token, head, d_model)"
+
+
+def test_the_runs_of_base_openvla_have_names(make_vla):
+    vla = make_vla("base")
+    inputs = noise_inputs(vla)
+    _, cache = vla.run_with_cache(inputs, names="resid_post", step="droll")
+    assert cache.step == 3 and cache["resid_post", 0].labels() == ["t0.droll"]
+    assert vla.shapes(inputs, "pattern", step="droll")["blocks.0.attn.hook_pattern"][2:] == (1, 26 + 3)
+    with pytest.raises(UnknownName, match="'droll'"):
+        vla.run_with_cache(inputs, step="dorll")
+    with pytest.raises(UnknownName, match="step of a l1 policy"):
+        make_vla().run_with_cache(noise_inputs(make_vla()), step="dz")
+
+
+@pytest.mark.parametrize("short", ["k", "v"])
+def test_edited_keys_and_values_stay_edited_in_later_runs(make_vla, short):
+    """Base OpenVLA keeps them for the tokens that it generates next."""
+    vla = make_vla("base")
+    inputs = noise_inputs(vla)
+    with vla.hooks(((short, 1), lambda x, site: torch.zeros_like(x))):
+        for step in (0, 3):
+            _, cache = vla.run_with_cache(inputs, names=[(short, 1), ("z", 1), ("attn_scores", 1)], step=step)
+            assert not bool(cache[short].values.any())
+            scores = cache["attn_scores"].values
+            gone = cache["z"].values if short == "v" else scores[scores > -1e30]
+            assert float(gone.abs().max()) == 0
+    _, cache = vla.run_with_cache(inputs, names=(short, 1), step=3)
+    assert bool(cache[short].values.any())
