@@ -266,6 +266,7 @@ def test_edited_keys_and_values_stay_edited_in_later_runs(make_vla, short):
             _, cache = vla.run_with_cache(inputs, names=[(short, 1), ("z", 1), ("attn_scores", 1)], step=step)
             assert not bool(cache[short].values.any())
             scores = cache["attn_scores"].values
+            assert scores.shape[-1] == vla.layout(inputs).length + step, "nothing of the earlier runs is lost"
             gone = cache["z"].values if short == "v" else scores[scores > -1e30]
             assert float(gone.abs().max()) == 0
     _, cache = vla.run_with_cache(inputs, names=(short, 1), step=3)
