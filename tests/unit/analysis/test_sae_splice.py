@@ -127,6 +127,8 @@ def test_a_dose_response_is_that_of_the_direction(vla, inputs, sae) -> None:
         float(result.size.sel(feature=feature, coef=0.0).values) == 0 == float(result.random.sel(coef=0.0).values.max())
     )
     assert result.random.values.shape == (1, 2, 3) and float(result.random.sel(coef=2.0).values.min()) > 0
+    drawn = result.random.sel(feature=feature, coef=2.0).values.values.tolist()
+    assert len({*drawn, float(result.size.sel(feature=feature, coef=2.0).values)}) == 3
     again = dose_response(vla, inputs, sae, [feature], coefs=(2.0,), draws=2)
     assert again.random.values.values[0, :, 0] == pytest.approx(result.random.values.values[0, :, 2])
 
