@@ -48,6 +48,7 @@ def load_policy(
     use_proprio: bool | None = None,
     variant: str | None = None,
     chunk_size: int | None = None,
+    revision: str | None = None,
 ) -> OpenVLAPolicy:
     """Load OpenVLA or OpenVLA-OFT from its published folder layout.
 
@@ -64,6 +65,7 @@ def load_policy(
         variant: overrules what is inferred for folders without an action head: "discrete" or "base".
         chunk_size: actions per query; None takes the published recipe's (8 for LIBERO, 5 for BRIDGE, 25 for ALOHA), as
             no file of a checkpoint states it.
+        revision: branch, tag or commit of a repository on the Hub; None takes its main branch.
 
     Returns:
         The policy in evaluation mode, with `.processor`, `.model_id`, `.revision` (of a repository on the Hub),
@@ -78,7 +80,7 @@ def load_policy(
     kept_dtype, target = _dtype(dtype), _device(device)
     if attn_implementation not in ATTENTION:
         raise UnknownName("attention implementation", attn_implementation, ATTENTION)
-    folder = resolve(path_or_id)
+    folder = resolve(path_or_id, revision)
     settings = read_json(folder / "config.json")
     if settings.get("model_type", "openvla") != "openvla":
         raise ValueError(f"{folder / 'config.json'} describes a {settings['model_type']!r} model, not an 'openvla' one")

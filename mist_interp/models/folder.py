@@ -36,20 +36,22 @@ MINI = Path(__file__).parent / "mini"
 TEXTS = {".md", ".txt", ".json", ".jsonl", ".py", ".yaml", ".yml", ".log"}
 
 
-def resolve(path_or_id: str | Path) -> Path:
+def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     """Find the folder of a policy, downloading it if it is the name of a repository on the Hugging Face Hub.
 
     Args:
         path_or_id: "mini" (the small policy that ships with the package), a folder, or "owner/name".
+        revision: branch, tag or commit of a repository; None takes its main branch.
 
     Raises:
         UnknownName: if it is none of these.
+        ValueError: a revision of something that is no repository.
         FileNotFoundError: if the repository cannot be downloaded.
     """
-    if str(path_or_id) == "mini":
-        return MINI
-    folder = Path(path_or_id).expanduser()
+    folder = MINI if str(path_or_id) == "mini" else Path(path_or_id).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} was given, but {str(path_or_id)!r} is a folder, not a repository")
         return folder
     parts = str(path_or_id).split("/")
     if isinstance(path_or_id, Path) or len(parts) != 2 or not all(parts) or parts[0] in {".", "..", "~"}:
@@ -58,7 +60,7 @@ def resolve(path_or_id: str | Path) -> Path:
 
     try:
         ignore = ["lora_adapter/*.safetensors", "*.bin", "*.gguf"]
-        return Path(snapshot_download(str(path_or_id), ignore_patterns=ignore))
+        return Path(snapshot_download(str(path_or_id), revision=revision, ignore_patterns=ignore))
     except Exception as problem:
         raise FileNotFoundError(
             f"{str(path_or_id)!r} is not a folder here, and downloading it from the Hugging Face Hub failed "

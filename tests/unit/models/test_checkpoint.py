@@ -333,6 +333,22 @@ def test_the_commit_of_a_repository_is_known(copy, tmp_path):
     snapshot = tmp_path / "snapshots" / "0123abc"
     shutil.copytree(copy, snapshot)
     assert load_policy(snapshot).revision == "0123abc" and load_policy(copy).revision is None
+    with pytest.raises(ValueError, match="revision='v2' was given.*is a folder"):
+        load_policy(copy, revision="v2")
+
+
+def test_a_revision_is_asked_for_at_the_hub(monkeypatch, saved, tmp_path):
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options["revision"]))
+        return saved[1]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    load_policy("owner/policy", revision="v2")
+    load_policy("owner/policy")
+    assert asked == [("owner/policy", "v2"), ("owner/policy", None)]
 
 
 def test_stated_and_found_variants_must_agree(copy):
