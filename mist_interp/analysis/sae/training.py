@@ -20,9 +20,9 @@ Why not sae-lens: 6.54.12 installs beside the pins of this package, and its `SAE
 tensors. It brings 38 more packages (about 200 MB; wandb, plotly, nltk, opentelemetry and transformer-lens among them),
 takes 6 s of processor time to import, draws a progress bar of its own, and what it stores of a run leaves out the place
 in the data. The trainer below is no longer than an adapter with its tests would be, and as good: on 55,296 patch tokens
-of `mini` (384 features, k 8, 800 updates of 512, learning rate 2e-3) they explain 94.4 % (here) and 94.0 % (there) of the
-held-out variance after the same 12 s, with 83 and 147 silent features. What people share are trained autoencoders, and
-those can be exchanged (`mist_interp.analysis.sae.files`: `to_sae_lens`, `from_sae_lens`).
+of `mini` (384 features, k 8, 800 updates of 512, learning rate 2e-3) they explain 94.4 % (here) and 94.0 % (there) of
+the held-out variance after the same 12 s, with 83 and 147 silent features. What people share are trained autoencoders,
+and those can be exchanged (`mist_interp.analysis.sae.files`: `to_sae_lens`, `from_sae_lens`).
 """
 
 from __future__ import annotations
