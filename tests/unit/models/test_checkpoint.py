@@ -333,7 +333,7 @@ def test_the_commit_of_a_repository_is_known(copy, tmp_path):
     snapshot = tmp_path / "snapshots" / "0123abc"
     shutil.copytree(copy, snapshot)
     assert load_policy(snapshot).revision == "0123abc" and load_policy(copy).revision is None
-    with pytest.raises(ValueError, match="revision='v2' was given.*is a folder"):
+    with pytest.raises(ValueError, match=r"revision='v2' was given.*is a folder"):
         load_policy(copy, revision="v2")
 
 
