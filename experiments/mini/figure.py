@@ -154,7 +154,7 @@ def scores(axis: Axes, run: Run, unit: Unit, arms: list[str], colours: dict[str,
     if np.isfinite(threshold):
         axis.axhline(threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="threshold")
     axis.set_xlabel("control step          ▲ forbidden contact of at least 1 N (larger: more force)")
-    axis.set_ylabel("probe's score")
+    axis.set_ylabel("probe")
     axis.grid(axis="y", color=HAIRLINE, linewidth=0.6)
     low, high = axis.get_ylim()
     axis.set_ylim(low - 0.15 * (high - low), high)  # room for the triangles
