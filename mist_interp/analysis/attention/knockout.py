@@ -1,8 +1,12 @@
 """Does the action depend on some heads looking at some tokens?
 
-Attention knockout: the weights from some queries to some keys are set to zero and the rows renormalised, which is the
-same as minus infinity before the softmax; everything downstream is computed anew. The change of the action is compared
-with knocking out as many other patches, or other heads.
+Attention knockout: the scores of some keys are set to minus infinity before the softmax of some queries, so that their
+weight is zero and the softmax shares it out among the keys that are left; everything downstream is computed anew. This
+is `mist_interp.tracing.knockout` with keys that differ per sample, such as the patches of an object. The change of the
+action is compared with knocking out as many other patches, or other heads.
+
+The scores are cut, and not the weights: of a row whose weight lies on the cut keys (a sink) up to rounding, weights
+renormalised would be zero divided by zero, or rounding blown up.
 
 Where it misleads. No change may mean that another head carries the same thing (heads back each other up), and a change
 may come from the attention that is pushed onto other tokens rather than from what is no longer read. In later blocks
@@ -18,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from mist_interp.analysis.attention.mass import require_eager, source
 from mist_interp.analysis.result import Result, labelled
@@ -32,31 +36,39 @@ Head = tuple[int, int]  # layer, head
 
 
 def blinded(
-    heads: Sequence[int] | None, queries: Bool[Tensor, "batch query"], keys: Bool[Tensor, "batch key"]
+    heads: Sequence[int] | None,
+    queries: Bool[Tensor, "batch query"],
+    keys: Bool[Tensor, "batch key"],
+    decoded: bool = False,
 ) -> Callable[[Tensor, Site], Tensor]:
-    """Function for a hook on "pattern": some queries of some heads no longer see some keys, which differ per sample.
+    """Function for a hook on "attn_scores": some queries of some heads no longer see some keys, which may differ.
 
     Args:
         heads: of the layer that it is hooked to; None for all.
         queries: which queries, per sample.
         keys: what they no longer see, per sample.
+        decoded: whether the action tokens that base OpenVLA reads one by one, after its prompt, are queries too.
 
     Raises:
         ValueError: when it runs and a query has no key left to see.
     """
 
-    def cut(pattern: Tensor, site: Site) -> Tensor:
-        gone = (queries[:, :, None] & keys[:, None, :]).to(pattern.device)[:, None]
-        of_head = torch.ones(pattern.shape[1], dtype=torch.bool, device=pattern.device)
+    def cut(scores: Tensor, site: Site) -> Tensor:
+        asked = queries
+        if scores.shape[2] != queries.shape[1]:  # base OpenVLA reads one of its own action tokens
+            asked = torch.full((len(queries), scores.shape[2]), decoded)
+        # Keys are those of the prompt, then the action tokens that were read.
+        barred = nn.functional.pad(keys, (0, scores.shape[-1] - keys.shape[1]))
+        of_head = torch.ones(scores.shape[1], dtype=torch.bool)
         if heads is not None:
             of_head[:] = False
             of_head[list(heads)] = True
-        left = pattern.masked_fill(gone & of_head[:, None, None], 0)
-        total = left.sum(-1, keepdim=True)
-        if bool((total <= 0).any()):
+        gone = asked[:, None, :, None] & barred[:, None, None, :] & of_head[None, :, None, None]
+        gone = gone.to(scores.device)
+        visible = scores > torch.finfo(scores.dtype).min / 2
+        if bool((visible.any(-1) & ~(visible & ~gone).any(-1)).any()):
             raise ValueError(f"knocking out all that a query of {site} sees leaves it nothing to look at")
-        # Rows that lose nothing keep their exact values.
-        return torch.where((gone & of_head[:, None, None]).any(-1, keepdim=True), left / total, pattern)
+        return scores.masked_fill(gone, -torch.inf)
 
     return cut
 
@@ -75,7 +87,8 @@ def knockout_edits(
         inputs: the queries that will be run under the edits, in one batch.
         heads: pairs (layer, head); None for all heads of all layers.
         keys: what they no longer see: a selector, or one mask per sample (`patch_keys`).
-        queries: from where they no longer see it: a selector or a mask.
+        queries: from where they no longer see it: a selector or a mask. Under "action_read" and "all" this goes for the
+            action tokens that base OpenVLA reads one by one, too; they have no place in a mask.
 
     Raises:
         ValueError: attention is not eager, or a head or the size of a mask that cannot be.
@@ -89,14 +102,20 @@ def knockout_edits(
             expected = (layout.batch_size, layout.length)
             raise ValueError(f"a mask of tokens is boolean {expected}; given {mask.dtype} {tuple(mask.shape)}")
         masks.append(mask)
+    queries_mask, keys_mask = masks
+    decoded = isinstance(queries, str) and queries in ("all", "action_read")
     if heads is None:
-        return [Edit(site, blinded(None, *masks)) for site in vla.sites("pattern")]
+        cut = blinded(None, queries_mask, keys_mask, decoded)
+        return [Edit(site, cut) for site in vla.sites("attn_scores")]
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
         if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
             raise ValueError(f"no head {(layer, head)}: {cfg.n_layers} layers of {cfg.n_heads} heads, counted from 0")
         by_layer.setdefault(layer, []).append(head)
-    return [Edit(vla.site(("pattern", layer)), blinded(some, *masks)) for layer, some in by_layer.items()]
+    return [
+        Edit(vla.site(("attn_scores", layer)), blinded(some, queries_mask, keys_mask, decoded))
+        for layer, some in by_layer.items()
+    ]
 
 
 def knockout_shift(

@@ -22,7 +22,7 @@ from mist_interp.analysis.attention.sinks import find_sinks, received, sink_view
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.errors import UnknownName
 from mist_interp.models import random_policy
-from mist_interp.tracing import HookedVLA
+from mist_interp.tracing import HookedVLA, knockout
 from mist_interp.tracing.checks import noise_inputs
 
 torch.set_num_threads(1)
@@ -156,11 +156,45 @@ def test_a_knockout_is_minus_infinity_before_the_softmax() -> None:
     scores = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0))
     queries = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]]).bool()
     keys = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]]).bool()
-    pattern = scores.softmax(-1)
-    cut = blinded([0, 2], queries, keys)(pattern, None)
+    cut = blinded([0, 2], queries, keys)(scores, None)
     gone = (queries[:, :, None] & keys[:, None])[:, None] & torch.tensor([True, False, True])[None, :, None, None]
-    torch.testing.assert_close(cut, scores.masked_fill(gone, -torch.inf).softmax(-1))
-    assert torch.equal(cut[:, 1], pattern[:, 1]) and torch.equal(cut[0, 0, 1], pattern[0, 0, 1])
+    assert torch.equal(cut, scores.masked_fill(gone, -torch.inf))
+    assert torch.equal(cut[:, 1], scores[:, 1]) and torch.equal(cut[0, 0, 1], scores[0, 0, 1])
+
+
+def test_without_a_sink_the_rest_is_looked_at(vla, inputs) -> None:
+    """Of a row that lies on the cut keys up to rounding, the others get what their scores say."""
+    sink = vla.layout(inputs).mask("bos")
+
+    def plant(scores, site):
+        return scores + 200.0 * sink[:, None, None, :]
+
+    scores = torch.tensor([200.0, 0.0, 0.0, 0.0])[None, None, None]
+    keys = torch.tensor([[True, False, False, False]])
+    cut = blinded(None, torch.ones(1, 1).bool(), keys)(scores, None).softmax(-1)
+    torch.testing.assert_close(cut.flatten(), torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]))
+    edits = knockout_edits(vla, inputs, None, "bos", "all")
+    with vla.hooks(*edits):
+        expected = vla(inputs)
+    with vla.hooks(("attn_scores", plant), *edits):
+        found = vla(inputs)
+    torch.testing.assert_close(found.values, expected.values)
+
+
+@pytest.mark.parametrize("variant", ["l1", "base"])
+def test_both_knockouts_are_one(variant) -> None:
+    vla = make(variant)
+    inputs = noise_inputs(vla)
+    for queries in ("action_read", "all"):
+        mine = vla.run_with_hooks(inputs, knockout_edits(vla, inputs, [(0, 1), (0, 3)], "agentview", queries))
+        other = vla.run_with_hooks(inputs, [knockout(queries, "agentview", layers=0, heads=[1, 3])])
+        assert torch.equal(mine.normalized, other.normalized)
+        with vla.hooks(*knockout_edits(vla, inputs, None, "agentview", queries)):
+            _, cache = vla.run_with_cache(inputs, names=("pattern", 1))
+        layout = vla.layout(inputs)
+        gone = layout.mask(queries)[:, :, None] & layout.mask("agentview")[:, None]
+        values = cache["pattern", 1].values
+        assert float(values.movedim(1, -1)[gone].abs().max()) == 0
 
 
 def test_knocking_out_everything_is_refused(vla, inputs) -> None:
