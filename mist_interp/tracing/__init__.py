@@ -18,6 +18,10 @@ For users of TransformerLens, nnterp and nnsight, what is called what:
                                              the same, of the cache; a row "rest" where asked for
     apply_ln_to_stack                        two functions, because they answer different questions:
                                              ResidualStack.renorm (lens) and .frozen_norm (attribution)
+    project_on_vocab, top-k tokens           analysis.neurons: neuron_effects on the action, neuron_words
+    loss_fn                                  a Metric of analysis.metrics, for patching and gradients
+    head detectors, composition scores       analysis.attention.track, .segment_mass; analysis.weights.composition
+    activation collectors                    mist_interp.collect; collect_rollouts while the policy acts
     skip_layers, steer                       vla.skip(layers), add(...), mist_interp.steering
     layers_output[5], attentions_output[5]   with vla.trace(inputs) as t: t.resid_post[5], t.attn_out[5], t.action
     attention_probabilities                  "pattern"; "attn_scores" before the softmax
@@ -40,6 +44,11 @@ What is refused, and why:
     hook_result of neurons                   d_mlp times the stream; cache.stack_neuron_results for those that matter
     session, barrier, several invokes        batches are PolicyInputs.cat([...]); values pass from run to run in a cache
     remote execution                         out of scope
+    Prompt, run_prompts                      a query with its names is PolicyInputs and its layout; batches are lists
+    patchscope, patch_object_attn_lens       they ask a language model to speak; here the state would have to act. Keys
+                                             and values of another scene: patch_from(cache, [("k", 3), ("v", 3)],
+                                             tokens="agentview"), for all queries alike
+    evaluations (IOI, induction)             LIBERO itself: mist_interp.evaluation; targets of probes: mist_interp.probing
 """
 
 from __future__ import annotations
