@@ -2,14 +2,15 @@
 
 A site, what happens there, and which tokens it happens to. `hooks(...)` and `run_with_hooks(...)` accept
 
-    (site, fn)              fn(tensor, site) -> tensor of the same shape, or None to leave it alone
+    (site, fn)              fn(tensor, site) -> tensor of the same shape, or None for "whatever I left in the tensor"
     (site, fn, tokens)      the same, but fn gets and gives only the selected tokens: (batch, selected, ...)
     add(...), ablate(...)   an edit that is data (`mist_interp.tracing.verbs`)
     Edit(...)               any of them as an object
 
-where `site` may name several sites (`"resid_post"`: every layer). The function must not change its tensor in place,
-because it is the network's own memory. A network that runs several times within one query (base OpenVLA: once per
-action token; a diffusion head: once per denoising step) applies an edit at every run.
+where `site` may name several sites (`"resid_post"`: every layer). The function gets a copy, so it may also change its
+tensor in place, and return it or nothing; what it neither changes nor replaces stays as it is. A network
+that runs several times within one query (base OpenVLA: once per action token; a diffusion head: once per denoising
+step) applies an edit at every run.
 """
 
 from __future__ import annotations
@@ -106,8 +107,14 @@ class Edit:
         return changed if selection is None else put(values, changed, selection, dim)
 
     def _answer(self, fn: HookFunction, values: torch.Tensor) -> torch.Tensor | None:
-        new = fn(values, self.site)
-        if new is None or (isinstance(new, torch.Tensor) and new.shape == values.shape):
+        # A copy: the tensor may be the network's own memory, and without the old values no change could be measured,
+        # nor written to a site that the network never holds.
+        mine = values.clone()
+        new = fn(mine, self.site)
+        if new is None:
+            # Compared by content, because writes through `.data` or numpy raise no version counter.
+            return None if torch.equal(mine, values) else mine
+        if isinstance(new, torch.Tensor) and new.shape == values.shape:
             return new
         got = f"a tensor of shape {tuple(new.shape)}" if isinstance(new, torch.Tensor) else type(new).__name__
         expected = f"a tensor of shape {tuple(values.shape)} or None"

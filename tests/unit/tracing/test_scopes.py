@@ -277,3 +277,42 @@ def test_gradients_pass_through_hooks(vla, inputs):
     moved = vla.run_with_hooks(inputs, [(("resid_mid", 1), lambda x, site: x + step)]).normalized[..., 2].sum()
     expected = float(gradient @ step)
     assert abs(float(moved - vla(inputs).normalized[..., 2].sum()) - expected) < 0.05 * abs(expected)
+
+
+@pytest.mark.parametrize("answers", ["the tensor", "None"])
+@pytest.mark.parametrize("tokens", [None, "text", "action_read"])
+@pytest.mark.parametrize("name", ["result", "z", "resid_post", "resid_mid", "ln1.scale", "pattern", "q"])
+def test_a_hook_may_change_its_tensor_in_place(vla, inputs, name, tokens, answers):
+    def in_place(x, site):
+        x[:, :, :2] *= 1.5
+        return x if answers == "the tensor" else None
+
+    def aside(x, site):
+        x = x.clone()
+        x[:, :, :2] *= 1.5
+        return x
+
+    seen = []
+    for fn in (aside, in_place):
+        with vla.hooks(((name, 2), fn, tokens)):
+            seen.append((vla(inputs), vla.changes()[0]))
+    (wanted, change), (got, measured) = seen
+    assert torch.equal(wanted.values, got.values) and not torch.equal(vla(inputs).values, got.values)
+    assert change.norm.min() > 0 and torch.equal(change.norm, measured.norm)
+    assert torch.equal(change.touched, measured.touched)
+
+
+@pytest.mark.parametrize("name", ["result", "resid_post"])
+def test_nan_written_in_place_is_refused(vla, inputs, name):
+    def spoil(x, site):
+        x[:, 3] = float("nan")
+
+    with pytest.raises(FloatingPointError, match="NaN"):
+        vla.run_with_hooks(inputs, [((name, 1), spoil)])
+
+
+def test_a_hook_that_only_looks_changes_nothing(vla, inputs):
+    plain, seen = vla(inputs), []
+    with vla.hooks((("resid_post", 1), lambda x, site: seen.append(x))):
+        assert torch.equal(vla(inputs).values, plain.values)
+        assert vla.changes()[0].total == 0 and len(seen) == 1
