@@ -31,6 +31,7 @@ from mist_interp.core.names import Site, SiteKey
 from mist_interp.core.selectors import parse_action
 from mist_interp.models.normalization import EPSILON, unnormalize
 from mist_interp.tracing.hooked import HookedVLA
+from mist_interp.tracing.interventions import Intervention
 
 # "t0.dz", "dz" (mean over the chunk), or numbers with weights: {"t0.dx": 1, "t0.dy": -1}.
 ActionTarget = str | Mapping[str, float]
@@ -221,10 +222,19 @@ def top_bins(vla: HookedVLA, normalized: Float[Tensor, "batch slot d_model"]) ->
     return (normalized @ bin_rows(vla).to(normalized).T).argmax(-1)
 
 
+def live_edits(vla: HookedVLA) -> list[str]:
+    """What is live on a policy, in words; an edit that is data with the hash of all that it holds.
+
+    Two vectors at one site read alike, so the words alone do not tell them apart; of a function only its name is known.
+    """
+    hashes = [f", sha256 {edit.fn.fingerprint}" if isinstance(edit.fn, Intervention) else "" for edit in vla.edits()]
+    return [f"{edit}{found}" for edit, found in zip(vla.edits(), hashes, strict=True)]
+
+
 def source_of(vla: HookedVLA, **facts: Any) -> dict[str, Any]:
     """What every result says of its origin."""
     cfg = vla.cfg
-    edits = {"edits": [str(edit) for edit in vla.edits()]} if vla.edits() else {}
+    edits = {"edits": live_edits(vla)} if vla.edits() else {}
     return {"model": cfg.model_id, "variant": cfg.variant, "unnorm_key": cfg.unnorm_key, **edits, **facts}
 
 

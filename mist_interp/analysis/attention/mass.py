@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mist_interp.analysis.head import live_edits
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.layout import TokenLayout
@@ -211,7 +212,7 @@ def result(
 
 def source(vla: HookedVLA, **facts: Any) -> dict[str, Any]:
     """Where a result came from."""
-    live = [str(edit) for edit in vla.edits()]
+    live = live_edits(vla)
     return {"policy": vla.cfg.model_id, **facts} | ({"edits": live} if live else {})
 
 

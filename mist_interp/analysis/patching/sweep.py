@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from mist_interp.analysis.head import live_edits
 from mist_interp.analysis.metrics import Labels, Metric, action_delta
 from mist_interp.analysis.patching.cells import Cells, Split, head_axis, plan_cells
 from mist_interp.analysis.patching.folder import SweepFolder
@@ -85,7 +86,8 @@ def patch(
         batch_size: cells per forward; default: 8 on a CPU, whose caches hold no more, else 32.
         reuse: start at the patched layer instead of at the pixels, where the variant allows it; the numbers are the
             same.
-        out: folder that keeps every finished forward; the same call goes on where it was cut.
+        out: folder that keeps every finished forward; the same call goes on where it was cut. Edits that are live must
+            then be data (`add`, `ablate`, ...), because two functions cannot be told apart.
         progress: called with (cells done, cells in all) after every forward.
 
     Returns:
@@ -94,7 +96,7 @@ def patch(
     Raises:
         UnknownName: an axis, site, token, head or dimension that does not exist.
         ValueError: runs that cannot be exchanged: different batch sizes, or prompts of different lengths at the tokens
-            asked for (the message says which tokens can be).
+            asked for (the message says which tokens can be); a live function with `out`.
         OtherSweep: `out` holds a sweep with other settings.
     """
     metric = metric or action_delta()
@@ -104,7 +106,7 @@ def patch(
     sites = sites_of(vla, site, split)
     cells = cells_of(vla, base, source, sites[0], split)
     settings = settings_of(vla, base, source, sites, split, cells, metric, direction)
-    folder = None if out is None else SweepFolder(out, settings)
+    folder = None if out is None else _folder(vla, out, settings)
     if batch_size is None:
         batch_size = 8 if vla.policy.device.type == "cpu" else 32
     with torch.no_grad():
@@ -236,7 +238,7 @@ def settings_of(
         "pairs": len(base.inputs),
         "patched": base.digest(),
         "values from": source.digest(),
-        "live edits": [str(edit) for edit in vla.edits()],
+        "live edits": live_edits(vla),
     }
 
 
@@ -263,6 +265,16 @@ def make_grid(
     order = [name for name in ("pair", *split.over, *labels) if name in array.dims]
     ordered: xr.DataArray = array.transpose(*order)
     return PatchGrid(ordered, metric.unit, what, settings, difference, metric.floor)
+
+
+def _folder(vla: HookedVLA, out: str | Path, settings: dict[str, Any]) -> SweepFolder:
+    functions = [str(edit) for edit in vla.edits() if not edit.is_data]
+    if functions:
+        raise ValueError(
+            f"out= keeps a sweep to go on with, but {functions[0]} is a function: whether it is the same one at the "
+            "next start cannot be known. Give an edit that is data (add, scale, ablate, ...), or no out="
+        )
+    return SweepFolder(out, settings)
 
 
 def _origin(corrupt: Any, direction: str) -> str:

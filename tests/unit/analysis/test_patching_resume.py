@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from patching_policies import make, pairs
 
+from mist_interp.analysis.head import source_of
 from mist_interp.analysis.metrics import Metric, action_delta
 from mist_interp.analysis.patching import OtherSweep, patch
 from mist_interp.core.files import read_json_lines
+from mist_interp.tracing import add, scale
 
 OPTIONS = {"segments": ["agentview", "wrist", "text", "proprio", "stop"], "batch_size": 3}
 
@@ -70,12 +73,36 @@ def test_other_settings_are_named(tmp_path) -> None:
     with pytest.raises(OtherSweep, match="values from: there") as error:
         patch(vla, corrupt[0], corrupt[0], segments=["text"], out=tmp_path)
     assert "direction" not in str(error.value)
-    with pytest.raises(OtherSweep, match="live edits"), vla.hooks((("attn_out", 0), lambda values, site: values)):
+    with pytest.raises(OtherSweep, match="live edits"), vla.hooks(scale(("attn_out", 0), 2.0)):
         patch(vla, clean[0], corrupt[0], segments=["text"], out=tmp_path)
     twin = make(seed=1)
     twin.policy.model_id = vla.policy.model_id
     with pytest.raises(OtherSweep, match=r"policy: there|other weights|unnorm_key: there"):
         patch(twin, clean[0], corrupt[0], segments=["text"], out=tmp_path)
+
+
+def test_edits_that_read_alike_are_other_edits(tmp_path) -> None:
+    vla = make()
+    clean, corrupt = pairs(vla)
+    one, two = (add(("resid_post", 0), sign * torch.ones(vla.cfg.d_model)) for sign in (1, -1))
+    assert str(one) == str(two)
+    for edit in (one, one):
+        with vla.hooks(edit):
+            grid = patch(vla, clean[0], corrupt[0], segments=["text"], out=tmp_path)
+    assert one.fingerprint in grid.source["live edits"][0]
+    with pytest.raises(OtherSweep, match="live edits"), vla.hooks(two):
+        patch(vla, clean[0], corrupt[0], segments=["text"], out=tmp_path)
+    found = []
+    for edit in (one, two):
+        with vla.hooks(edit):
+            found.append(source_of(vla)["edits"])
+    assert found[0] != found[1]
+    keep = (("attn_out", 0), lambda values, site: values)
+    with vla.hooks(keep):
+        patch(vla, clean[0], corrupt[0], segments=["text"])
+        with pytest.raises(ValueError, match=r"is a function.*edit that is data"):
+            patch(vla, clean[0], corrupt[0], segments=["text"], out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_numbers_that_are_not_finite_are_not_kept(tmp_path) -> None:
