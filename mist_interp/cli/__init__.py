@@ -18,6 +18,7 @@ from mist_interp.core.errors import suggest
 COMMANDS = {
     "check": "verify attention regime, token layout and read-out of a policy on this machine",
     "describe": "list the named activations of a policy, with shapes and meanings",
+    "collect": "run a policy in LIBERO and store episodes with activations, resumably",
     "label": "count the per-dimension risk labels of recorded rollouts, or explain one with a picture",
     "eval": "run a policy under several interventions on the same LIBERO episodes, resumably",
     "report": "write report.html for a results folder",

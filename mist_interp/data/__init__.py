@@ -8,6 +8,7 @@ from typing import Any
 _HOMES = {
     "collect_rollouts": "collect",
     "Protocol": "plan",
+    "Quota": "attempts",
     "RolloutStore": "store",
     "Manifest": "store",
     "TokenGroup": "store",

@@ -4,7 +4,8 @@
     x, rows = store.load(("resid_post", 3))
 
 One pass over the units task by task. The same call goes on where the last one ended: what is stored is not run
-again. An episode that crashes is noted in `errors.jsonl` and tried again by the next call.
+again. An episode that crashes is noted in `errors.jsonl` and tried again by the next call. With `quota`, episodes are
+kept by outcome (`mist_interp.data.attempts`): good for fitting probes, useless for success rates.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import torch
 from mist_interp.core.files import append_json_line
 from mist_interp.core.names import SiteKey
 from mist_interp.core.provenance import provenance
+from mist_interp.data.attempts import Attempts, Progress, Quota, quota_settings, write_counts
 from mist_interp.data.capture import caching_act, token_groups
-from mist_interp.data.collect_workers import Progress, run_in_processes
-from mist_interp.data.plan import Protocol, check_workers, plan_units, resolve_suite, run_settings, shard_units
+from mist_interp.data.collect_workers import run_in_processes
+from mist_interp.data.plan import Protocol, check_workers, plan_units, resolve_suite, run_settings
 from mist_interp.data.policy_source import named_policy, resolve_policy
-from mist_interp.data.records import EpisodeRecord, Unit, episode_key
+from mist_interp.data.records import EpisodeRecord, Unit
 from mist_interp.data.rollout import rollout
-from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
+from mist_interp.data.store import BALANCED, IID, Manifest, RolloutStore, TokenGroup
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,10 @@ def collect_rollouts(
     tokens: str | Sequence[str] = "action_read",
     pool: str = "mean",
     tasks: Sequence[int] | str = "all",
-    inits: Sequence[int] = tuple(range(10)),
+    inits: Sequence[int] | str | None = None,
     simulator_seeds: Sequence[int] = (0,),
+    policy_seeds: Sequence[int] = (0,),
+    quota: Quota | None = None,
     protocol: Protocol = DEFAULT_PROTOCOL,
     shard: str | None = None,
     workers: int = 1,
@@ -70,11 +74,14 @@ def collect_rollouts(
         tokens: one or several token selectors; each is kept on its own.
         pool: how the tokens of a selector become one vector: `mean`, `first`, `last` or `flat`.
         tasks: task indices, or `all`.
-        inits: start states of each task.
+        inits: start states of each task, or `all`; None takes the first ten, or all where there is a quota.
         simulator_seeds: seeds of the simulator; each makes further units.
+        policy_seeds: seeds of what the policy draws (diffusion heads); each makes further units.
+        quota: keep so many successes and failures of each task, and run no more than it needs; None keeps all.
         protocol: render profile, step limit and the like.
-        shard: `i/n`: this process runs the i-th of n parts of the units; all parts share the folder.
-        workers: processes; each loads its own policy.
+        shard: `i/n`: this process runs the i-th of n parts of the units (of the tasks, where there is a quota); all
+            parts share the folder.
+        workers: processes; each loads its own policy. With a quota, no more than there are tasks.
         on_progress: called at the start and after each episode.
         make_env: builds the environment of a task.
 
@@ -90,26 +97,28 @@ def collect_rollouts(
     check_workers(workers)
     vla = named_policy(vla)
     suite = resolve_suite(suite)
-    units = plan_units(suite, tasks, inits, simulator_seeds)
+    inits = (tuple(range(10)) if quota is None else "all") if inits is None else inits
+    units = plan_units(suite, tasks, inits, simulator_seeds, policy_seeds)
     report = on_progress or (lambda _: None)
     if workers > 1:
         settings: dict[str, Any] = {"sites": sites, "tokens": tokens, "pool": pool, "tasks": tasks, "inits": inits}
-        settings |= {"simulator_seeds": simulator_seeds, "protocol": protocol, "make_env": make_env, "out": out}
+        settings |= {"simulator_seeds": simulator_seeds, "policy_seeds": policy_seeds, "quota": quota}
+        settings |= {"protocol": protocol, "make_env": make_env, "out": out}
         return run_in_processes(vla, suite, units, settings, workers, report)
     policy = resolve_policy(vla, suite.name)
     groups = token_groups(policy, sites, tokens, pool)
-    store = RolloutStore.create(out, Manifest(groups, run_settings(policy, suite, protocol)))
-    part = shard_units(units, shard)
-    keys = {unit: episode_key(unit) for unit in part}
-    todo = [unit for unit in part if keys[unit] not in store]
-    done = len(part) - len(todo)
-    report(Progress(done, len(part)))
+    common = run_settings(policy, suite, protocol)
+    if quota is not None:
+        common |= quota_settings(quota, inits=inits, simulator_seeds=simulator_seeds, policy_seeds=policy_seeds)
+    store = RolloutStore.create(out, Manifest(groups, common, IID if quota is None else BALANCED))
+    attempts = Attempts.plan(store, units, quota, shard)
+    report(attempts.progress())
     facts = provenance()
     env: Any = None
     place: tuple[int, int] | None = None
     errors = 0
     try:
-        for unit in todo:
+        for unit in attempts:
             task = suite.tasks[unit.task]
             try:
                 if place != (unit.task, unit.simulator_seed):
@@ -131,11 +140,12 @@ def collect_rollouts(
                     ) from error
                 continue
             errors = 0
-            store.append(episode)
-            done += 1
-            report(Progress(done, len(part), episode))
+            attempts.record(episode)
+            report(attempts.progress(episode))
     finally:
         _close(env)
+        if quota is not None:
+            store = write_counts(store)
     return store
 
 

@@ -1,7 +1,7 @@
 """How do several processes fill one store?
 
-Each takes a fixed part of the units; they meet only in the folder, where every episode is a file of its own. The
-parent counts the files.
+Each takes a fixed part of the units, or of the tasks where there is a quota; they meet only in the folder, where every
+episode is a file of its own. The parent looks at the folder.
 """
 
 from __future__ import annotations
@@ -10,33 +10,18 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mist_interp.core.processes import end_with_parent
+from mist_interp.data.attempts import Attempts, Progress, by_task
 from mist_interp.data.policy_source import PolicySource
-from mist_interp.data.records import EpisodeRecord, Unit, episode_key
+from mist_interp.data.records import Unit
 from mist_interp.data.store import RolloutStore
 
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a collection.
-
-    Attributes:
-        done: episodes of the plan that are stored.
-        total: episodes of the plan.
-        last: the episode that was just stored; None at the start and when another process stored it.
-    """
-
-    done: int
-    total: int
-    last: EpisodeRecord | None = None
 
 
 def run_in_processes(
@@ -58,24 +43,27 @@ def run_in_processes(
             "with several workers give the policy as a name or a folder, or as a PolicySource; each loads its own"
         )
     context = multiprocessing.get_context("spawn")
+    if settings["quota"] is not None:
+        workers = min(workers, len(by_task(units)))
     threads = max(1, (os.cpu_count() or 1) // workers)
     parts = [f"{number}/{workers}" for number in range(workers)]
     processes = [
         context.Process(target=_work, args=(vla, suite.name, {**settings, "shard": part}, threads), daemon=True)
         for part in parts
     ]
-    keys = {episode_key(unit) for unit in units}
-    folder = Path(settings["out"]) / "episodes"
-    seen = -1
+    attempts: Attempts | None = None
+    seen: Progress | None = None
     try:
         for process in processes:
             process.start()
         while True:
             alive = any(process.is_alive() for process in processes)
-            done = len(keys & {path.stem for path in folder.glob("*.parquet")})
-            if done != seen:
-                report(Progress(done, len(keys)))
-                seen = done
+            if attempts is None and (Path(settings["out"]) / "manifest.json").is_file():
+                attempts = Attempts.plan(RolloutStore.open(settings["out"]), units, settings["quota"])
+            now = seen if attempts is None else attempts.refreshed().progress()
+            if now is not None and now != seen:
+                report(now)
+                seen = now
             if not alive:
                 break
             time.sleep(POLL_SECONDS)

@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.data.policy_source import resolve_policy as resolve_policy
 from mist_interp.data.records import Unit
+
+T = TypeVar("T")
 
 # As in `mist_interp.libero.render`, which loads the simulator.
 PROFILES = ("fast", "faithful")
@@ -82,31 +84,44 @@ def check_workers(workers: int) -> None:
     whole_numbers("workers", [workers], least=1)
 
 
-def plan_units(suite: Any, tasks: Sequence[int] | str, inits: Sequence[int], seeds: Sequence[int]) -> list[Unit]:
-    """All units, task by task.
+def plan_units(
+    suite: Any,
+    tasks: Sequence[int] | str,
+    inits: Sequence[int] | str,
+    seeds: Sequence[int],
+    policy_seeds: Sequence[int] = (0,),
+) -> list[Unit]:
+    """All units, task by task; `tasks` and `inits` may be `all`.
 
     Raises:
         UnknownName: a task that the suite does not have.
         ValueError: a start state that a task does not have, a number that is not whole, or nothing to run.
     """
-    if isinstance(tasks, str) and tasks != "all":
-        raise UnknownName("value of tasks", tasks, ["all"])
+    for name, value in (("tasks", tasks), ("inits", inits)):
+        if isinstance(value, str) and value != "all":
+            raise UnknownName(f"value of {name}", value, ["all"])
     indices = list(range(len(suite.tasks))) if isinstance(tasks, str) else whole_numbers("tasks", tasks)
-    inits, seeds = whole_numbers("inits", inits), whole_numbers("simulator_seeds", seeds)
+    seeds, policy_seeds = whole_numbers("simulator_seeds", seeds), whole_numbers("policy_seeds", policy_seeds)
+    chosen = None if isinstance(inits, str) else whole_numbers("inits", inits)
+    units = []
     for task in indices:
         if task not in range(len(suite.tasks)):
             raise UnknownName(f"task of {suite.name}", task, [str(index) for index in range(len(suite.tasks))])
         count = suite.tasks[task].n_init_states
-        outside = [init for init in inits if not 0 <= init < count]
+        states = range(count) if chosen is None else chosen
+        outside = [init for init in states if init >= count]
         if outside:
             raise ValueError(f"start state {outside[0]}: task {task} of {suite.name} has 0 to {count - 1}")
-    if not (len(indices) and len(inits) and len(seeds)):
-        raise ValueError(f"nothing to run: {len(indices)} tasks, {len(inits)} start states, {len(seeds)} seeds")
-    return [Unit(suite.name, task, init, simulator_seed=seed) for task in indices for seed in seeds for init in inits]
+        units += [Unit(suite.name, task, i, "none", s, p) for s in seeds for p in policy_seeds for i in states]
+    if not units:
+        some = "all" if chosen is None else len(chosen)
+        many = f"{len(indices)} tasks, {some} start states, {len(seeds)} and {len(policy_seeds)} seeds"
+        raise ValueError(f"nothing to run: {many}")
+    return units
 
 
-def shard_units(units: Sequence[Unit], shard: str | None) -> list[Unit]:
-    """Part `i/n` (i from 0) of the units; neighbours stay together, so that few environments are built.
+def shard_units(units: Sequence[T], shard: str | None) -> list[T]:
+    """Part `i/n` (i from 0) of the units (or tasks); neighbours stay together, so that few environments are built.
 
     Raises:
         ValueError: the text is not `i/n` with 0 <= i < n.

@@ -37,8 +37,8 @@ from mist_interp.data.tables import DTYPES, activation_table, episode_table, que
 SCHEMA_VERSION = 2
 # 1 lacks the geometry of contacts, the path of the hand, and releases; all else is the same.
 READABLE_VERSIONS = (1, 2)
-INPUTS = "inputs"
-SELECTIONS = ("iid", "balanced", INPUTS)
+IID, BALANCED, INPUTS = "iid", "balanced", "inputs"
+SELECTIONS = (IID, BALANCED, INPUTS)
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,15 @@ class Manifest:
         selection: `iid` when units were run as planned, `balanced` when episodes were chosen by outcome. No success
             rate may be computed from a balanced store. `inputs` when queries were given and nothing was run: there are
             no outcomes at all.
+        counts: of a balanced store: task -> attempts, successes and failures among them, and how many are stored.
         version: of this layout.
     """
 
     groups: tuple[TokenGroup, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    selection: str = "iid"
+    selection: str = IID
     version: int = SCHEMA_VERSION
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.selection not in SELECTIONS:
@@ -129,7 +131,7 @@ class Manifest:
                 f"this store has layout version {content['version']}; this package reads {READABLE_VERSIONS}"
             )
         groups = tuple(TokenGroup(**{**group, "sites": tuple(group["sites"])}) for group in content["groups"])
-        return cls(groups, content["settings"], content["selection"], content["version"])
+        return cls(groups, content["settings"], content["selection"], content["version"], content.get("counts", {}))
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ class RolloutStore:
         path = folder / "manifest.json"
         if path.is_file():
             store = cls.open(folder)
-            differing = differences(json.loads(store.manifest.to_json()), json.loads(manifest.to_json()))
+            old, new = (replace(one, counts={}).to_json() for one in (store.manifest, manifest))
+            differing = differences(json.loads(old), json.loads(new))
             if differing:
                 raise ValueError(
                     f"{folder} holds rollouts with other settings: {'; '.join(differing)}. "
@@ -229,9 +232,13 @@ class RolloutStore:
                 raise UnknownName("episode", key, self.keys)
         return replace(self, kept=chosen)
 
-    def episodes(self) -> pd.DataFrame:
-        """One row per episode, sorted by key; `contacts` holds lists of dictionaries."""
-        frame = self._read("episodes").to_pandas()
+    def episodes(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per episode, sorted by key; `contacts` holds lists of dictionaries.
+
+        Args:
+            columns: read only these.
+        """
+        frame = self._read("episodes", columns).to_pandas()
         frame.attrs["selection"] = self.manifest.selection
         return frame
 

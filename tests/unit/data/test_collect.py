@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mist_interp.core.inputs import PolicyInputs
+from mist_interp.data.attempts import Quota
 from mist_interp.data.collect import collect_rollouts
 from mist_interp.data.plan import Protocol, plan_units, shard_units
 from mist_interp.data.store import RolloutStore
@@ -176,6 +177,31 @@ def test_shards_meet_in_one_folder(vla: HookedVLA, tmp_path: Path) -> None:
         shard_units(units, "4/4")
 
 
+def test_quotas_choose_by_outcome_and_say_so(vla: HookedVLA, tmp_path: Path) -> None:
+    seen: list[Any] = []
+    quota = Quota(successes=2, failures=1)
+    store = collect(vla, tmp_path, inits=None, quota=quota, on_progress=seen.append)
+    assert store.manifest.selection == "balanced" and seen[-1].done == seen[-1].total == 6
+    assert store.episodes().groupby("task")["success"].sum().to_list() == [2, 2]
+    assert sum(count["attempts"] for count in store.manifest.counts.values()) == seen[-1].attempts
+    assert {count["stored"] for count in RolloutStore.open(tmp_path).manifest.counts.values()} == {3}
+    before = len(MADE)
+    assert collect(vla, tmp_path, inits=None, quota=quota).keys == store.keys and len(MADE) == before
+    for other in (
+        {"quota": Quota(2, 2)},
+        {"quota": Quota(2, 1, seed=1)},
+        {"quota": None, "inits": [0]},
+        {"inits": range(4)},
+    ):
+        with pytest.raises(ValueError, match="other settings"):
+            collect(vla, tmp_path, **{"inits": None, "quota": quota, **other})
+
+
+def test_seeds_of_the_policy_make_further_units(vla: HookedVLA, tmp_path: Path) -> None:
+    store = collect(vla, tmp_path, tasks=[0], inits=[0], policy_seeds=[0, 3])
+    assert store.episodes()["policy_seed"].to_list() == [0, 3] and len(MADE) == 1
+
+
 def test_a_crash_is_noted_and_tried_again(vla: HookedVLA, tmp_path: Path) -> None:
     store = collect(vla, tmp_path, Suite(crash_on=(1,)))
     assert len(store) == 4 and len(MADE) == 4, "a crashed environment is replaced"
@@ -217,6 +243,8 @@ def test_an_activation_beyond_float16_stops_the_run(vla: HookedVLA, tmp_path: Pa
         ({"tasks": "some"}, "all"),
         ({"inits": [2, 5]}, "0 to 4"),
         ({"inits": []}, "nothing to run"),
+        ({"inits": "some"}, "value of inits"),
+        ({"policy_seeds": [-1]}, "policy_seeds"),
         ({"pool": "max"}, "mean"),
         ({"sites": ("resid_pots", 1)}, "resid_post"),
         ({"tokens": "action_reed"}, "action_read"),
