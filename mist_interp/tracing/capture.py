@@ -62,7 +62,7 @@ class Capture:
         dtype: torch.dtype | None = None,
     ) -> Capture:
         """Decide what to keep; the arguments are those of `HookedVLA.run_with_cache`."""
-        layout, run = policy.layout(inputs), pick_run(policy, step)
+        layout, run = policy.layout(inputs), pick_run(policy, step, stopped=stop is not None)
         sites = pick_sites(catalogue, names, tokens, stop, layout)
         kept_tokens = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)
         return Capture(sites, layout, catalogue, policy.model_id, run, kept_tokens, device, dtype)

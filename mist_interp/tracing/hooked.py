@@ -228,12 +228,13 @@ class HookedVLA:
             names: sites to keep; None keeps every stream (embeddings, residual stream, what attention and MLP add,
                 projectors, head) and leaves out the insides of attention and MLP.
             tokens: keep only these tokens; None keeps all.
-            stop_at_layer: end the forward before this block of the language model; the action is then None.
+            stop_at_layer: end the forward before this block of the language model, in its first run; the action is then
+                None.
             device: where to keep the values; None leaves them where they are.
             dtype: type to keep them in; None leaves it.
             step: which run of the language model to keep, where one query takes several; negative counts from the end,
                 and of base OpenVLA the name of the action number that a run generates, "dz", says it too. Default: the
-                prefill of base OpenVLA, the last denoising step of a diffusion head.
+                prefill of base OpenVLA, the last denoising step of a diffusion head; always the first run with a stop.
             when: keep the values "after" the live edits at the same site, as the network goes on with them, or "before"
                 these, as the edits found them (the effect of edits further up is in them either way).
 
@@ -242,7 +243,7 @@ class HookedVLA:
 
         Raises:
             UnknownName: a name or a token that does not exist here.
-            ValueError: a site that this policy lacks, or that comes after `stop_at_layer`.
+            ValueError: a site that this policy lacks, or that comes after `stop_at_layer`, or a later run with it.
         """
         inputs = self._ready(inputs)
         if when not in ("before", "after"):

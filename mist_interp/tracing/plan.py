@@ -31,10 +31,13 @@ def runs_per_query(policy: Any) -> int:
     return policy.config.diffusion_steps if policy.variant == "diffusion" else 1
 
 
-def pick_run(policy: Any, step: int | str | None) -> int:
+def pick_run(policy: Any, step: int | str | None, stopped: bool = False) -> int:
     """Number of the run to capture: of base OpenVLA the prefill, of a diffusion head the last, unless `step` says so.
 
+    A forward that is `stopped` before a layer is stopped in its first run, so then that one is the default.
+
     Raises:
+        ValueError: another run of a forward that is stopped in the first.
         IndexError: the query has fewer runs.
         UnknownName: `step` is a word, and not the name of an action number that base OpenVLA generates.
     """
@@ -45,9 +48,14 @@ def pick_run(policy: Any, step: int | str | None) -> int:
         step = names.index(step)
     runs = runs_per_query(policy)
     if step is None:
-        return runs - 1 if policy.variant == "diffusion" else 0
+        return runs - 1 if policy.variant == "diffusion" and not stopped else 0
     if not -runs <= step < runs:
         raise IndexError(f"step {step}: one query of this {policy.variant} policy runs the language model {runs} times")
+    if stopped and step % runs:
+        raise ValueError(
+            f"step {step}: stop_at_layer ends the query in its first run of the language model, so run {step % runs} "
+            f"of 0..{runs - 1} is never reached; leave out one of the two"
+        )
     return step % runs
 
 

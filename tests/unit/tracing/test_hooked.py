@@ -27,6 +27,20 @@ def test_stopping_early_skips_the_rest(vla, inputs):
     assert torch.equal(vla.run_with_cache(inputs, names="embed", stop_at_layer=0)[1]["embed"], full["embed"])
 
 
+@pytest.mark.parametrize("variant", ["diffusion", "base"])
+def test_a_stop_comes_in_the_first_run(make_vla, variant):
+    vla = make_vla(variant, **({"diffusion_steps": 3} if variant == "diffusion" else {}))
+    inputs = noise_inputs(vla)
+    _, full = vla.run_with_cache(inputs, names="resid_post", step=0)
+    for step in (None, 0, -vla.cfg.action_dim if variant == "base" else -3, *(["dx"] if variant == "base" else [])):
+        out, cache = vla.run_with_cache(inputs, names=("resid_post", 0), stop_at_layer=1, step=step)
+        assert out is None and cache.step == 0
+        assert torch.equal(cache["resid_post", 0], full["resid_post", 0])
+    for step in (1, -1, *(["dz"] if variant == "base" else [])):
+        with pytest.raises(ValueError, match="stop_at_layer ends the query in its first run"):
+            vla.run_with_cache(inputs, names=("resid_post", 0), stop_at_layer=1, step=step)
+
+
 def test_a_site_after_the_stop_is_refused(vla, inputs):
     for names in (("resid_pre", 2), "resid_post", "ln_final.hook_normalized", "action_head.hook_in"):
         with pytest.raises(ValueError, match=r"not computed before blocks\.2\.hook_resid_pre"):
