@@ -173,14 +173,20 @@ class ActivationCache:
         span = as_range(samples, self.batch_size, "sample")
         rows = slice(span.start, span.stop if span.stop >= 0 else None, span.step)
 
+        layout = self.layout[rows]
+
         def cut(site: Site, entry: Entry) -> Entry:
             axis = entry.axis[rows]
             # Padding that only the samples left out needed goes with them.
             length = axis.length if self.tokens is None else axis.select(self.tokens).index.shape[1]
             values = entry.values[rows].narrow(token_dim(site), 0, length)
-            return Entry(values[..., :length] if site.hook.axis == "pattern" and self.tokens is None else values, axis)
+            if site.hook.axis == "pattern":
+                # Keys are those of the whole sequence, whichever queries were kept. Tokens that base OpenVLA generated
+                # come after the padding.
+                values = torch.cat([values[..., : layout.length], values[..., self.layout.length :]], -1)
+            return Entry(values, axis)
 
-        return replace(self._map(cut), layout=self.layout[rows])
+        return replace(self._map(cut), layout=layout)
 
     def _map(self, change: Any) -> ActivationCache:
         return replace(self, entries={site: change(site, entry) for site, entry in self.entries.items()})

@@ -9,6 +9,7 @@ import torch
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Site
 from mist_interp.tracing import ActivationCache
+from mist_interp.tracing.checks import noise_inputs
 
 
 @pytest.fixture
@@ -100,6 +101,22 @@ def test_slices_of_the_batch_drop_their_padding(cache, vla, inputs):
     assert cache[0:2]["embed"].shape == cache["embed"].shape
     with pytest.raises(IndexError):
         cache[2]
+
+
+@pytest.mark.parametrize(("variant", "step"), [("l1", 0), ("base", 0), ("base", 3)])
+@pytest.mark.parametrize("tokens", [None, "action_read"])
+def test_a_sample_of_a_pattern_leaves_the_padding_of_the_batch(make_vla, variant, step, tokens):
+    vla = make_vla(variant)
+    inputs = noise_inputs(vla)
+    tokens = "all" if step and tokens else tokens
+    names = ["pattern", "attn_scores"]
+    _, cache = vla.run_with_cache(inputs, names=names, tokens=tokens, step=step)
+    for b in (0, 1):
+        _, alone = vla.run_with_cache(inputs[b], names=names, tokens=tokens, step=step)
+        cut = cache[b]
+        assert cut["pattern", 0].shape == alone["pattern", 0].shape
+        torch.testing.assert_close(cut["pattern", 2].values, alone["pattern", 2].values, atol=1e-5, rtol=1e-4)
+        assert torch.equal(cut[0]["pattern", 2], cut["pattern", 2])
 
 
 def test_slices_after_tokens_were_chosen(vla, inputs):
