@@ -43,6 +43,7 @@ from mist_interp.analysis.head import (
     top_bins,
 )
 from mist_interp.analysis.result import Result, labelled
+from mist_interp.analysis.several import Several
 from mist_interp.core.axes import PatchAxis, TokenAxis, axis_of
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
@@ -61,7 +62,7 @@ Baseline = Literal["group mean", "query mean", "zero"] | PolicyInputs | Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class TokenAttribution:
+class TokenAttribution(Several):
     """Shares of tokens in an action number.
 
     Attributes:
@@ -70,6 +71,8 @@ class TokenAttribution:
         groups: shares of token groups, and the completeness error; axes (sample, group), rows of a sample sum to the
             action minus the action at the baseline.
     """
+
+    main = "groups"
 
     tokens: Float[Tensor, "batch token"]
     axis: TokenAxis

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mist_interp.analysis.head import bin_ids, read_states, refuse_diffusion, source_of, speaks_tokens
 from mist_interp.analysis.result import Result, labelled
+from mist_interp.analysis.several import Described
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
@@ -88,7 +89,7 @@ class ActionLens(LayerResult):
 
 
 @dataclass(frozen=True, eq=False)
-class LogitLens:
+class LogitLens(Described):
     """What every layer says in action tokens; each with the axes (sample, layer, step, dim).
 
     Attributes:
@@ -97,6 +98,8 @@ class LogitLens:
         entropy: of the bins' probabilities in nats; ln(256) = 5.5 knows nothing.
         outside: probability of all tokens that are no action bin.
     """
+
+    main = "top"
 
     top: ActionLens
     expected: ActionLens

@@ -97,9 +97,9 @@ class Result:
         }
         write_atomic(Path(path), json.dumps(content) + "\n")
 
-    @staticmethod
-    def load(path: str | Path) -> Result:
-        """Read a file written by `save`; numbers come back exactly, as float64.
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file written by `save` as the class that is asked; numbers come back exactly, as float64.
 
         Raises:
             ValueError: the file is not a saved result.
@@ -108,7 +108,7 @@ class Result:
         if not isinstance(content, dict) or content.get("format") != "mist_interp.Result/1":
             raise ValueError(f"{path} is no saved result")
         values = labelled(np.array(content["values"], dtype=float), **content["axes"])
-        return Result(values, content["unit"], content["what"], content["source"])
+        return cls(values, content["unit"], content["what"], content["source"])
 
 
 def labelled(values: Any, **axes: Sequence[Any]) -> xr.DataArray:

@@ -27,13 +27,14 @@ import pandas as pd
 import xarray as xr
 
 from mist_interp.analysis.result import Result
+from mist_interp.analysis.several import Several
 from mist_interp.core.errors import UnknownName
 
 PATCH_AXES = ["camera", "row", "col"]
 
 
 @dataclass(frozen=True, eq=False)
-class Tracking:
+class Tracking(Several):
     """Attention on objects, with what area and habit alone would give.
 
     Attributes:
@@ -42,6 +43,8 @@ class Tracking:
         elsewhere: the same under the masks of the other samples.
         groups: per sample, what it belongs to; samples of one group are resampled together.
     """
+
+    main = "mass"
 
     mass: Result
     even: Result

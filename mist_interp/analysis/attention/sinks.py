@@ -36,6 +36,7 @@ from mist_interp.analysis.attention.mass import (
     without,
 )
 from mist_interp.analysis.result import Result, labelled
+from mist_interp.analysis.several import Several
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.selectors import Selector
@@ -43,7 +44,7 @@ from mist_interp.tracing.hooked import HookedVLA
 
 
 @dataclass(frozen=True, eq=False)
-class SinkView:
+class SinkView(Several):
     """Attention with its sinks taken out.
 
     Attributes:
@@ -51,6 +52,8 @@ class SinkView:
         share: what the sinks had, axes (sample, layer, head, from). Where it is near 1 the rows of `mass` are made of
             what little is left, and should not be read.
     """
+
+    main = "mass"
 
     mass: Result
     share: Result

@@ -80,8 +80,8 @@ class PatchGrid(Result):
         content |= {"full": {"axes": axes, "values": numbers}, "floor": self.floor}
         write_atomic(Path(path), json.dumps(content) + "\n")
 
-    @staticmethod
-    def load(path: str | Path) -> PatchGrid:
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
         """Read a file written by `save`.
 
         Raises:
@@ -94,7 +94,7 @@ class PatchGrid(Result):
         axes = content["full"]["axes"]
         numbers = np.array(content["full"]["values"], dtype=float).reshape([len(labels) for labels in axes.values()])
         full = labelled(numbers, **axes)
-        return PatchGrid(plain.values, plain.unit, plain.what, plain.source, full, content["floor"])
+        return cls(plain.values, plain.unit, plain.what, plain.source, full, content["floor"])
 
     def _missing(self, enough: xr.DataArray) -> str:
         if bool(enough.all()):

@@ -29,13 +29,14 @@ from torch import Tensor
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.sae.autoencoder import SparseAutoencoder, site_of
 from mist_interp.analysis.sae.splicing import ACTION_SD, BATCH, ablating, action_sd, actions, rms
+from mist_interp.analysis.several import Several
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
 from mist_interp.steering.direction import SteeringDirection
 
 
 @dataclass(frozen=True, eq=False)
-class DoseResponse:
+class DoseResponse(Several):
     """What adding features does.
 
     Attributes:
@@ -44,13 +45,15 @@ class DoseResponse:
         random: (feature, draw, coef) the same for random directions of the feature's length.
     """
 
+    main = "mean"
+
     mean: Result
     size: Result
     random: Result
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Several):
     """What taking features out does.
 
     Attributes:
@@ -59,6 +62,8 @@ class Ablation:
         random: (feature, draw) `size` for random directions of the same lengths at the same tokens.
         active: (feature,) share of tokens at which the feature is active.
     """
+
+    main = "change"
 
     change: Result
     size: Result

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.sae.autoencoder import ROWS_AT_ONCE, SparseAutoencoder
 from mist_interp.analysis.sae.rows import TokenRows
+from mist_interp.analysis.several import Described
 from mist_interp.data.records import Array
 
 BINS = 24
@@ -48,7 +49,7 @@ class Firing:
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureTable:
+class FeatureTable(Described):
     """What features answer to.
 
     Attributes:
@@ -65,6 +66,8 @@ class FeatureTable:
         tokens: labels of the tokens of a query.
     """
 
+    main = "place"
+
     features: tuple[int, ...]
     summary: pd.DataFrame
     top: tuple[tuple[Firing, ...], ...]
@@ -74,6 +77,10 @@ class FeatureTable:
     correlation: Result
     neighbours: tuple[tuple[tuple[int, float], ...], ...]
     tokens: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The summary with the numbers of the features: one row each."""
+        return self.summary.assign(feature=self.features)[["feature", *self.summary.columns]]
 
 
 def feature_table(

@@ -22,12 +22,13 @@ from torch import Tensor
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.sae.autoencoder import ROWS_AT_ONCE, SparseAutoencoder, token_rows
 from mist_interp.analysis.sae.rows import TokenRows
+from mist_interp.analysis.several import Several
 from mist_interp.data.activation_set import ActivationSet
 from mist_interp.data.records import Array
 
 
 @dataclass(frozen=True, eq=False)
-class SaeReport:
+class SaeReport(Several):
     """What an autoencoder keeps of some rows.
 
     Attributes:
@@ -40,6 +41,8 @@ class SaeReport:
         held_out: no start state of these rows was trained on; None where either is unknown.
         frequency: per feature, the share of the rows in which it is active.
     """
+
+    main = "frequency"
 
     explained_variance: float
     pca_explained_variance: float

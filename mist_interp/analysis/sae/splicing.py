@@ -30,6 +30,7 @@ from torch import Tensor
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.sae.autoencoder import SparseAutoencoder, site_of
 from mist_interp.analysis.sae.quality import principal_components
+from mist_interp.analysis.several import Several
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
@@ -41,7 +42,7 @@ ACTION_SD = "standard deviations of the action"
 
 
 @dataclass(frozen=True, eq=False)
-class Splice:
+class Splice(Several):
     """Change of the actions when a site is replaced.
 
     Attributes:
@@ -49,6 +50,8 @@ class Splice:
         recovered: (arm,) share of what the mean destroys that is not destroyed.
         action_sd: (dim,) the unit, in normalised actions.
     """
+
+    main = "change"
 
     change: Result
     recovered: Result

@@ -29,6 +29,7 @@ from torch import Tensor
 from mist_interp.analysis.attention.mass import Layers, source
 from mist_interp.analysis.head import action_unit, head_direction
 from mist_interp.analysis.result import Result, labelled
+from mist_interp.analysis.several import Several
 from mist_interp.analysis.weights.circuits import ov_circuit
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.tracing.hooked import HookedVLA
@@ -58,7 +59,7 @@ def action_directions(
 
 
 @dataclass(frozen=True, eq=False)
-class ActionReadout:
+class ActionReadout(Several):
     """What the heads can write, against what the action head reads.
 
     Attributes:
@@ -67,6 +68,8 @@ class ActionReadout:
         even: the share that a random space of the same size has on average.
         agreement: per dimension, length of the mean direction over the mean length: 1 if all samples agree.
     """
+
+    main = "slope"
 
     slope: Result
     share: Result

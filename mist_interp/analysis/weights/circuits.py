@@ -31,6 +31,7 @@ from torch import Tensor
 
 from mist_interp.analysis.attention.mass import Layers, averages, parts, require_eager, source
 from mist_interp.analysis.result import Result, labelled
+from mist_interp.analysis.several import Several
 from mist_interp.analysis.weights.factored import Factored
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
@@ -79,7 +80,7 @@ def qk_circuit(vla: HookedVLA, layer: int, distance: int = 0) -> Factored:
 
 
 @dataclass(frozen=True, eq=False)
-class Composition:
+class Composition(Several):
     """How strongly later heads read what earlier heads write, by weights.
 
     Attributes:
@@ -89,6 +90,8 @@ class Composition:
         spread: their standard deviation.
         draws: random rotations.
     """
+
+    main = "scores"
 
     scores: Result
     baseline: Result
