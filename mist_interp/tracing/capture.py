@@ -19,7 +19,8 @@ from mist_interp.core.names import Catalogue, Site
 from mist_interp.core.selectors import Selection, Selector
 from mist_interp.tracing.activation import take, token_dim
 from mist_interp.tracing.cache import ActivationCache, Entry
-from mist_interp.tracing.plan import pick_run, pick_sites
+from mist_interp.tracing.plan import pick_sites
+from mist_interp.tracing.runs import pick_run
 
 
 @dataclass(frozen=True)

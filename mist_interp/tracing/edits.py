@@ -15,7 +15,7 @@ step) applies an edit at every run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,11 +30,12 @@ from mist_interp.tracing.activation import take, token_dim
 from mist_interp.tracing.changes import Ledger
 from mist_interp.tracing.interventions import Intervention
 from mist_interp.tracing.operations import KINDS, Place, pieces
+from mist_interp.tracing.runs import pick_run
 
 HookFunction = Callable[[torch.Tensor, Site], "torch.Tensor | None"]
 
 # While base OpenVLA reads one of its own action tokens, that token is all there is; only these selectors mean it.
-_DECODED = (None, "all", "action_read")
+_DECODED = ("all", "action_read")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ class Edit:
             whole = axis.select("all")
             valid, count = whole.valid, whole.valid.sum(1)
             if axis is not layout and layout.autoregressive and run > 0:
-                if self.tokens not in _DECODED:
+                if not _decoded(self.tokens):
                     return None
             elif self.tokens is not None:
                 selection = axis.select(self.tokens)
@@ -159,18 +160,19 @@ def put(values: torch.Tensor, new: torch.Tensor, selection: Selection, dim: int)
     return changed.movedim(1, dim)
 
 
-def edits_of(pairs: Iterable[Any], catalogue: Catalogue, sizes: Mapping[str, int] | None = None) -> list[Edit]:
+def edits_of(pairs: Iterable[Any], catalogue: Catalogue, policy: Any) -> list[Edit]:
     """Edits that the user's pairs mean, one per site.
 
     Args:
         pairs: what the user gave.
         catalogue: the sites of the policy.
-        sizes: sizes of the language model by their name in the registry's shapes, to refuse what cannot fit.
+        policy: whose sizes and runs tell what cannot fit.
 
     Raises:
-        UnknownName: a site that does not exist.
+        UnknownName: a site or a step that does not exist.
         TypeError: something that is neither (site, fn) nor (site, fn, tokens) nor an intervention nor an `Edit`.
-        ValueError, IndexError: an intervention for another width, heads or neurons that a site does not have.
+        ValueError, IndexError: an intervention for another width, heads, neurons or a run that a site does not have, or
+            for tokens that this run does not read.
     """
     edits = []
     for pair in pairs:
@@ -178,7 +180,7 @@ def edits_of(pairs: Iterable[Any], catalogue: Catalogue, sizes: Mapping[str, int
             tokens = pair.fn.tokens if pair.tokens is None else pair.tokens
             pair = replace(pair.fn, sites=(str(pair.site),), tokens=tokens)
         if isinstance(pair, Intervention):
-            edits += _placed(pair, catalogue, sizes or {})
+            edits += _placed(pair, catalogue, policy)
             continue
         if isinstance(pair, Edit):
             edits.append(Edit(catalogue.one(pair.site), pair.fn, pair.tokens))
@@ -193,10 +195,18 @@ def edits_of(pairs: Iterable[Any], catalogue: Catalogue, sizes: Mapping[str, int
     return edits
 
 
-def _placed(edit: Intervention, catalogue: Catalogue, sizes: Mapping[str, int]) -> list[Edit]:
+def _placed(edit: Intervention, catalogue: Catalogue, policy: Any) -> list[Edit]:
     """An intervention at each of its sites, once it is known to fit there as far as can be said without values."""
     if edit.kind not in KINDS:
         raise UnknownName("kind of intervention", edit.kind, KINDS)
+    sizes, run = _sizes(policy), None if edit.step is None else pick_run(policy, edit.step)
+    if run and policy.variant == "base" and not _decoded(edit.tokens):
+        raise ValueError(
+            f"{edit} can never act on {edit.tokens!r}: after its first run base OpenVLA reads only the token that it "
+            "generated last; leave tokens= out, or name 'all' or 'action_read'"
+        )
+    if run != edit.step:
+        edit = replace(edit, step=run)
     edits = [Edit(site, edit, edit.tokens) for site in catalogue.expand(list(edit.sites))]
     for site in (placed.site for placed in edits):
         axes = site.hook.shape.strip("()").split(", ")
@@ -206,8 +216,6 @@ def _placed(edit: Intervention, catalogue: Catalogue, sizes: Mapping[str, int]) 
                 _counted(chosen, known[axes[dim]], f"{edit} on {site}")
         if edit.kind == "knockout" and site.hook.short != "attn_scores":
             raise ValueError(f"{edit} works on attention scores, not on {site}")
-        if edit.step is not None and edit.step >= sizes.get("runs", edit.step + 1):
-            raise IndexError(f"{edit}: one query runs the language model {sizes['runs']} times, steps count from 0")
         if edit.step is not None and site.hook.axis not in ("sequence", "pattern", "chunk", "logits"):
             raise ValueError(f"{edit}: {site} is computed once per query, so it has no step")
         values = [name for name in edit.tensors if name.startswith("values")]
@@ -219,3 +227,15 @@ def _placed(edit: Intervention, catalogue: Catalogue, sizes: Mapping[str, int]) 
                 wide = f"{site} is {width} wide here, {edit} holds a tensor of shape {tuple(edit.tensors[name].shape)}"
                 raise ValueError(f"{wide}: it was made with another model, or for other neurons")
     return edits
+
+
+def _decoded(tokens: Selector | None) -> bool:
+    """Whether a selector means the token that base OpenVLA reads in a run after the first."""
+    return tokens is None or all(part in _DECODED for part in ([tokens] if isinstance(tokens, str) else tokens))
+
+
+def _sizes(policy: Any) -> dict[str, int]:
+    """Sizes of the language model by their name in the registry's shapes."""
+    llm = policy.config.llm
+    heads = {"head": llm.num_attention_heads, "kv_head": llm.num_key_value_heads, "d_head": llm.head_dim}
+    return {"d_model": llm.hidden_size, "d_mlp": llm.intermediate_size, **heads}

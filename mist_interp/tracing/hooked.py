@@ -38,7 +38,8 @@ from mist_interp.tracing.gradients import Metric, differentiate
 from mist_interp.tracing.locations import catalogue as catalogue_of
 from mist_interp.tracing.locations import locate
 from mist_interp.tracing.modules import module_path, sites_at
-from mist_interp.tracing.plan import edit_workers, pick_run, read_workers, sizes_of
+from mist_interp.tracing.plan import edit_workers, read_workers
+from mist_interp.tracing.runs import pick_run
 from mist_interp.tracing.scopes import EditScope, LiveEdits
 from mist_interp.tracing.shapes import shapes_of
 from mist_interp.tracing.verbs import skip
@@ -315,7 +316,7 @@ class HookedVLA:
         Raises:
             UnknownName, ValueError, TypeError: for a site or a hook that cannot be.
         """
-        return EditScope(self, self._live, edits_of(pairs, self.catalogue, sizes_of(self.policy)))
+        return EditScope(self, self._live, edits_of(pairs, self.catalogue, self.policy))
 
     def skip(self, layers: Layers) -> EditScope[HookedVLA]:
         """Scope in which some blocks leave the residual stream as it is: `with vla.skip([2, 3]): vla(inputs)`."""

@@ -46,7 +46,8 @@ class Intervention:
         heads: which heads of a site that has heads; None for all.
         neurons: which entries of the last axis of an MLP site; None for all.
         step: at which run of the language model within one query (base OpenVLA: the action token that is generated;
-            diffusion: the denoising step); None for every run.
+            diffusion: the denoising step), counted from either end, or by the name of that action number; None for
+            every run.
         options: numbers and words, JSON only; `as` is the verb that made it, where that is not the kind.
         tensors: whatever the kind needs; copies, so that later changes of the caller's tensors change nothing here.
     """
@@ -56,7 +57,7 @@ class Intervention:
     tokens: Selector | None = None
     heads: tuple[int, ...] | None = None
     neurons: tuple[int, ...] | None = None
-    step: int | None = None
+    step: int | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -66,8 +67,10 @@ class Intervention:
         for name in ("tokens", "heads", "neurons"):
             if getattr(self, name) == ():
                 raise ValueError(f"{self.kind}: {name}=[] selects nothing; leave it out to change all {name}")
-        if self.step is not None and self.step < 0:
-            raise ValueError(f"{self.kind}: step {self.step}; runs of the language model count from 0")
+        if self.step is not None and not isinstance(self.step, str):
+            if isinstance(self.step, bool) or not hasattr(self.step, "__index__"):
+                raise TypeError(f"{self.kind}: step={self.step!r}; give the number of a run, or the name of an action")
+            object.__setattr__(self, "step", int(self.step))
         for name, tensor in self.tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"{self.kind}: {name} holds values that are not finite")

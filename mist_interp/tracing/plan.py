@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mist_interp.core.errors import UnknownName
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site
 from mist_interp.core.selectors import Selector
@@ -20,43 +19,9 @@ from mist_interp.tracing.changes import Ledger
 from mist_interp.tracing.edits import Edit
 from mist_interp.tracing.engine import Tap, Worker
 from mist_interp.tracing.locations import locator
+from mist_interp.tracing.runs import runs_per_query
 
 Keep = Callable[[Site, torch.Tensor], "torch.Tensor | None"]
-
-
-def runs_per_query(policy: Any) -> int:
-    """How often one query runs the language model."""
-    if policy.variant == "base":
-        return policy.config.action_slots
-    return policy.config.diffusion_steps if policy.variant == "diffusion" else 1
-
-
-def pick_run(policy: Any, step: int | str | None, stopped: bool = False) -> int:
-    """Number of the run to capture: of base OpenVLA the prefill, of a diffusion head the last, unless `step` says so.
-
-    A forward that is `stopped` before a layer is stopped in its first run, so then that one is the default.
-
-    Raises:
-        ValueError: another run of a forward that is stopped in the first.
-        IndexError: the query has fewer runs.
-        UnknownName: `step` is a word, and not the name of an action number that base OpenVLA generates.
-    """
-    if isinstance(step, str):
-        names = list(policy.config.action_names) if policy.variant == "base" else []
-        if step not in names:
-            raise UnknownName(f"step of a {policy.variant} policy", step, names)
-        step = names.index(step)
-    runs = runs_per_query(policy)
-    if step is None:
-        return runs - 1 if policy.variant == "diffusion" and not stopped else 0
-    if not -runs <= step < runs:
-        raise IndexError(f"step {step}: one query of this {policy.variant} policy runs the language model {runs} times")
-    if stopped and step % runs:
-        raise ValueError(
-            f"step {step}: stop_at_layer ends the query in its first run of the language model, so run {step % runs} "
-            f"of 0..{runs - 1} is never reached; leave out one of the two"
-        )
-    return step % runs
 
 
 def pick_sites(
@@ -79,13 +44,6 @@ def pick_sites(
         return tuple(streams)
     # What the user did not name is left out where it has no such tokens: the head has no image patches.
     return tuple(site for site in streams if site.hook.axis == "sequence")
-
-
-def sizes_of(policy: Any) -> dict[str, int]:
-    """Sizes of the language model by their name in the registry's shapes, and its runs per query, for `edits_of`."""
-    llm = policy.config.llm
-    heads = {"head": llm.num_attention_heads, "kv_head": llm.num_key_value_heads, "d_head": llm.head_dim}
-    return {"d_model": llm.hidden_size, "d_mlp": llm.intermediate_size, "runs": runs_per_query(policy), **heads}
 
 
 def edit_workers(edits: Sequence[Edit], policy: Any, inputs: Any, ledger: Ledger | None = None) -> list[Worker]:

@@ -54,7 +54,7 @@ class RestOfForward:
             ValueError: a hook at a site that this run does not reach.
         """
         vla = self.vla
-        asked = edits_of(hooks, vla.catalogue)
+        asked = edits_of(hooks, vla.catalogue, vla.policy)
         early = [edit for edit in asked if not self._reaches(edit.site)]
         if early:
             raise ValueError(f"{early[0].site} is not computed after {self.after}, where this run starts")

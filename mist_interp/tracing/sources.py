@@ -19,7 +19,7 @@ from mist_interp.tracing.interventions import site_keys
 from mist_interp.tracing.operations import pieces
 
 
-def step_of(cache: ActivationCache, step: int | None) -> int | None:
+def step_of(cache: ActivationCache, step: int | str | None) -> int | str | None:
     """Where a query has several runs, values of one run belong to that run."""
     several = cache.layout.autoregressive or cache.layout.diffusion
     return cache.step if step is None and several else step

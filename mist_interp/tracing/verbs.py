@@ -48,7 +48,7 @@ def add(
     *,
     head: Chosen = None,
     neuron: Chosen = None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Add `coef * vector` at every selected token.
 
@@ -59,7 +59,7 @@ def add(
         coef: how much of it, in units of the vector.
         head: heads of q, k, v, z, result, pattern.
         neuron: entries of the last axis of an MLP site; the vector then has one value for each of them.
-        step: one run of the language model within the query; None for every run.
+        step: one run of the language model within the query, as in `run_with_cache`; None for every run.
 
     Raises:
         ValueError: a coefficient or a vector that is not finite.
@@ -75,7 +75,7 @@ def scale(
     *,
     head: Chosen = None,
     neuron: Chosen = None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Multiply every selected value by `factor`; 0 removes it, 1 changes nothing. Arguments as in `add`.
 
@@ -95,7 +95,7 @@ def ablate(
     stats: Tensor | ActivationCache | None = None,
     source: Tensor | ActivationCache | None = None,
     seed: int = 0,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Remove what a site says, and put there nothing, its mean, or what it says in another situation.
 
@@ -153,7 +153,7 @@ def replace(
     *,
     head: Chosen = None,
     neuron: Chosen = None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Put given values in the place of what the network computes there.
 
@@ -182,7 +182,7 @@ def patch_from(
     head: Chosen = None,
     neuron: Chosen = None,
     from_tokens: Selector | None = None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Put what another forward computed at the same site in the place of what this one computes.
 
@@ -216,7 +216,7 @@ def project_out(
     tokens: Selector | None = None,
     *,
     head: Chosen = None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Remove the part of every selected value that lies along `direction`, (width,) or several (k, width).
 
@@ -241,7 +241,7 @@ def clamp_projection(
     tokens: Selector | None = None,
     *,
     head: Chosen = None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Keep the projection of every selected value on `direction / |direction|` within [low, high].
 
@@ -270,7 +270,7 @@ def clamp_projection(
     return _made("clamp_projection", site, tokens, head, None, step, options, {"direction": vector})
 
 
-def skip(layers: Layers, tokens: Selector | None = None, *, step: int | None = None) -> Intervention:
+def skip(layers: Layers, tokens: Selector | None = None, *, step: int | str | None = None) -> Intervention:
     """Blocks of the language model that leave the residual stream as it is, bit for bit: resid_post = resid_pre.
 
     A block adds `attn_out` and `mlp_out` to the stream; a skipped one adds zero. Its inside still runs, so that its
@@ -286,7 +286,7 @@ def knockout(
     layers: Layers | None = None,
     heads: Chosen = None,
     *,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Intervention:
     """Tokens that may not look at other tokens: attention from `queries` to `keys` is exactly 0, the rest sums to 1.
 
@@ -325,7 +325,7 @@ def _made(
     tokens: Selector | None,
     head: Chosen,
     neuron: Chosen,
-    step: int | None,
+    step: int | str | None,
     options: dict[str, Any],
     tensors: dict[str, Tensor],
 ) -> Intervention:

@@ -1,5 +1,6 @@
 """Does every edit that is data do what its verb says, there and nowhere else, in every variant?"""
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +96,38 @@ def test_a_step_is_one_run_of_the_network(make_vla):
             assert vla.changes()[0].touched.tolist() == [1, 1]
         for i in range(run + 1):
             assert torch.equal(after[i]["resid_pre", 1], before[i]["resid_pre", 1]), (run, i)
+
+
+def test_a_step_has_the_names_that_reading_knows(make_vla):
+    vla = make_vla("base")
+    inputs = noise_inputs(vla)
+    for run, names in ((2, ["dz", -5, np.int64(2)]), (6, ["gripper", -1])):
+        wanted = vla.run_with_hooks(inputs, [scale(RESID, 3.0, step=run)])
+        for step in names:
+            with vla.hooks(scale(RESID, 3.0, step=step)):
+                assert torch.equal(vla(inputs).normalized, wanted.normalized)
+                assert vla.changes()[0].touched.tolist() == [1, 1] and f"step={run}" in vla.changes()[0].edit
+        assert Intervention.from_dict(scale(RESID, 3.0, step=names[0]).to_dict()).step == names[0]
+    for step, error in (("dq", UnknownName), (7, IndexError), (-8, IndexError)):
+        with pytest.raises(error, match="step"), vla.hooks(scale(RESID, 2.0, step=step)):
+            pass
+    with pytest.raises(TypeError, match="step=True"):
+        scale(RESID, 2.0, step=True)
+
+
+def test_a_later_run_of_base_openvla_reads_no_other_tokens(make_vla):
+    vla = make_vla("base")
+    inputs = noise_inputs(vla)
+    for tokens in ("text", "action_read.dz", ["action_read", "text"]):
+        with pytest.raises(ValueError, match="can never act on"), vla.hooks(scale(RESID, 2.0, tokens, step=2)):
+            pass
+    wanted = vla.run_with_hooks(inputs, [scale(RESID, 3.0, step=2)])
+    for tokens in ("all", "action_read", ["action_read"]):
+        with vla.hooks(scale(RESID, 3.0, tokens, step=2)):
+            assert torch.equal(vla(inputs).normalized, wanted.normalized) and vla.changes()[0].total > 0
+    with vla.hooks(scale(RESID, 2.0, "text", step=0)):
+        vla(inputs)
+        assert vla.changes()[0].total > 0
 
 
 def test_project_out_and_clamp(any_vla):
