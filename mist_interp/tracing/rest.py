@@ -18,6 +18,7 @@ from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site, SiteKey
 from mist_interp.models.rest import rest_of
+from mist_interp.tracing.changes import Ledger
 from mist_interp.tracing.edits import edits_of
 from mist_interp.tracing.hooked import HookedVLA
 from mist_interp.tracing.plan import edit_workers
@@ -43,7 +44,7 @@ class RestOfForward:
         self._run = rest_of(vla.policy, self.layer)
 
     def __call__(self, states: torch.Tensor, inputs: PolicyInputs, hooks: Iterable[Any] = ()) -> ActionChunk:
-        """Answer a batch from given states.
+        """Answer a batch from given states; `vla.changes()` then tells what the edits did here.
 
         Args:
             states: (batch, token, d_model), values of the site `after`.
@@ -51,18 +52,27 @@ class RestOfForward:
             hooks: more edits for this run, as `HookedVLA.hooks` takes them; they apply after the live ones.
 
         Raises:
-            ValueError: a hook at a site that this run does not reach.
+            ValueError: a hook at a site that this run does not reach, or states of another shape than the queries have.
+            RuntimeError: edits of another thread are live.
         """
-        vla = self.vla
+        vla, expected = self.vla, (inputs.batch_size, self.vla.cfg.d_model)
+        if states.ndim != 3 or (states.shape[0], states.shape[2]) != expected:
+            raise ValueError(
+                f"states of shape {tuple(states.shape)}: these queries need (batch, token, d_model) with "
+                f"batch = {expected[0]} and d_model = {expected[1]}"
+            )
         asked = edits_of(hooks, vla.catalogue, vla.policy)
         early = [edit for edit in asked if not self._reaches(edit.site)]
         if early:
             raise ValueError(f"{early[0].site} is not computed after {self.after}, where this run starts")
-        edits = [edit for edit in vla.edits() if self._reaches(edit.site)] + asked
+        edits = [edit for edit in vla._live.here() if self._reaches(edit.site)] + asked
+        ledger, vla._changes = Ledger(inputs.batch_size, vla.check_finite), ()
         call = partial(self._run, states, inputs)
         if not edits:
             return vla._engine.plain(call)
-        return vla._engine.traced(call, edit_workers(edits, vla.policy, inputs), inputs.batch_size)
+        out = vla._engine.traced(call, edit_workers(edits, vla.policy, inputs, ledger), inputs.batch_size)
+        vla._changes = ledger.changes(edits)
+        return out
 
     def _reaches(self, site: Site) -> bool:
         return site.order > self.after.order

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.models import random_policy
 from mist_interp.models.rest import rest_of
-from mist_interp.tracing import HookedVLA
+from mist_interp.tracing import HookedVLA, add, scale
 from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.rest import RestOfForward
 
@@ -48,6 +50,54 @@ def test_hooks_apply_behind_the_start_and_are_refused_before_it() -> None:
         rest(states, inputs, [(("attn_out", 0), lambda x, site: x)])
     with pytest.raises(ValueError, match="can go on after"):
         RestOfForward(vla, ("attn_out", 1))
+
+
+def test_the_rest_is_a_forward_like_any_other() -> None:
+    vla = hooked("l1")
+    inputs = noise_inputs(vla)
+    _, cache = vla.run_with_cache(inputs)
+    states, rest = cache["resid_pre", 1].values, RestOfForward(vla, ("resid_pre", 1))
+    edits = [scale(("mlp_out", 2), 2.0), add(("resid_post", 1), torch.ones(48), "action_read")]
+    with vla.hooks(*edits, scale(("mlp_out", 0), 1.0)):
+        vla(inputs)
+        whole = vla.changes()
+    with vla.hooks(edits[0], scale(("mlp_out", 0), 1.0)):
+        rest(states, inputs, edits[1:])
+        assert [change.edit for change in vla.changes()] == [change.edit for change in whole[:2]]
+        assert [change.total for change in vla.changes()] == pytest.approx([change.total for change in whole[:2]])
+    rest(states, inputs)
+    assert vla.changes() == ()
+
+
+def test_the_rest_does_not_run_under_the_edits_of_another_thread() -> None:
+    vla = hooked("l1")
+    inputs = noise_inputs(vla)
+    _, cache = vla.run_with_cache(inputs)
+    rest, found = RestOfForward(vla, ("resid_pre", 1)), []
+
+    def work() -> None:
+        try:
+            rest(cache["resid_pre", 1].values, inputs)
+        except RuntimeError as error:
+            found.append(str(error))
+
+    with vla.hooks(scale(("mlp_out", 2), 2.0)):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(found) == 1 and "edits of another thread" in found[0]
+
+
+def test_states_of_another_shape() -> None:
+    vla = hooked("l1")
+    inputs = noise_inputs(vla)
+    _, cache = vla.run_with_cache(inputs)
+    states, rest = cache["resid_pre", 1].values, RestOfForward(vla, ("resid_pre", 1))
+    for wrong in (states[:1], states[..., :-1], states[0]):
+        with pytest.raises(ValueError, match=r"states of shape .* batch = 2 and d_model = 48"):
+            rest(wrong, inputs)
+    with pytest.raises(IndexError, match=r"no 7, only 0\.\.2"):
+        rest(states, inputs, [scale(("z", 1), 2.0, head=7)])
 
 
 def test_the_weights_are_shared() -> None:
