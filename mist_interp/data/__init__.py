@@ -20,6 +20,9 @@ _HOMES = {
     "ReleaseRecord": "records",
     "Decision": "records",
     "rollout": "rollout",
+    "push_dataset": "hub",
+    "load_rollouts": "hub",
+    "HubError": "remote",
 }
 __all__ = list(_HOMES)
 

@@ -1,0 +1,326 @@
+"""Rollouts on the Hub: what goes up comes back, whatever the Hub, the token or another machine does in between."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import constants
+from local_hub import READ, WRITE, LocalHub
+from published_rollouts import SITE, episode, make_store, tables
+
+from mist_interp.data import load_rollouts, push_dataset, remote
+from mist_interp.data.cards import MEANINGS
+from mist_interp.data.hub import store_files
+from mist_interp.data.remote import HubError, Repository, Upload
+from mist_interp.data.store import RolloutStore
+from mist_interp.data.tables import EPISODE_SCHEMA, QUERY_SCHEMA
+
+NAME = "me/rollouts"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RolloutStore:
+    return make_store(tmp_path / "here", 0, 1, 2)
+
+
+def test_what_is_pushed_comes_back_byte_by_byte(hub: LocalHub, store: RolloutStore) -> None:
+    seen: list[Upload] = []
+    url = push_dataset(store.folder, NAME, on_progress=seen.append)
+    assert url == f"{hub.url}/datasets/{NAME}"
+    again = load_rollouts(NAME)
+    assert again.folder != store.folder and again.manifest == store.manifest
+    assert tables(again) == tables(store) and len(tables(again)) == 9
+    assert (again.load(SITE)[0] == store.load(SITE)[0]).all()
+    assert [step.stage for step in seen] == ["compare", "upload", "upload", "done"]
+    assert (seen[-1].done, seen[-1].total) == (11, 11)  # nine tables, the manifest and the card
+
+
+def test_a_folder_loads_as_itself(store: RolloutStore) -> None:
+    assert load_rollouts(store.folder).keys == store.keys
+    with pytest.raises(ValueError, match="a folder, which has no revision 'v1'"):
+        load_rollouts(store.folder, revision="v1")
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a data set name"):
+        load_rollouts("nothing")
+
+
+def test_only_finished_episodes_are_published(hub: LocalHub, store: RolloutStore) -> None:
+    unfinished = store.folder / "queries" / "unfinished.parquet"
+    unfinished.write_bytes(b"half")
+    (store.folder / "episodes" / ".one.parquet.12.tmp").write_bytes(b"half")
+    (store.folder / "notes.txt").write_text("private notes")
+    push_dataset(store.folder, NAME)
+    assert set(hub.files(NAME)) == {*store_files(store), "manifest.json", "README.md", ".gitattributes"}
+
+
+def test_a_store_that_lacks_a_file_is_not_published(hub: LocalHub, store: RolloutStore) -> None:
+    name = f"queries/{store.keys[1]}.parquet"
+    (store.folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        push_dataset(store, NAME)
+    assert hub.requests == []
+
+
+def test_an_empty_store_and_a_wrong_name_are_refused(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no finished episode"):
+        push_dataset(make_store(tmp_path / "empty"), NAME)
+    with pytest.raises(ValueError, match="must be like 'user/name'"):
+        push_dataset(store, "rollouts")
+    with pytest.raises(HubError, match="no repository name"):
+        push_dataset(store, "me/roll outs")
+
+
+def test_the_same_push_again_uploads_nothing(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store, NAME)
+    commits = hub.titles(NAME)
+    push_dataset(store, NAME)
+    assert hub.titles(NAME) == commits
+
+
+# -- tokens
+
+
+def test_a_missing_token_is_explained_before_anything_is_asked(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match=r"HF_TOKEN.*`hf auth login`"):
+        push_dataset(store, NAME)
+    assert hub.requests == []
+
+
+def test_the_token_of_hf_auth_login_is_used(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "token").write_text(WRITE)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    push_dataset(store, NAME)
+    assert NAME in {name for _, name in hub.repos}
+
+
+def test_wrong_and_weak_tokens_are_told_apart(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HubError, match="refuses the token: it is wrong or expired"):
+        push_dataset(store, NAME, token="hf_expired")
+    monkeypatch.setenv("HF_TOKEN", READ)
+    with pytest.raises(HubError, match="may not write to me/rollouts: it needs the role `write`"):
+        push_dataset(store, NAME)
+
+
+def test_a_private_data_set_needs_a_token_to_be_read(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_dataset(store, NAME, private=True)
+    assert hub.repos["dataset", NAME].private
+    assert tables(load_rollouts(NAME, token=READ)) == tables(store)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-empty")
+    with pytest.raises(HubError, match=r"no dataset me/rollouts, or it is private.*HF_TOKEN"):
+        load_rollouts(NAME)
+
+
+def test_a_private_push_to_a_public_repository_uploads_nothing(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store.only(store.keys[:1]), NAME)
+    before = hub.files(NAME)
+    with pytest.raises(HubError, match=r"exists and is public, but private was asked for\. Nothing was uploaded"):
+        push_dataset(store, NAME, private=True)
+    assert hub.files(NAME) == before
+
+
+def test_no_message_holds_the_token(
+    hub: LocalHub, store: RolloutStore, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Even of a server that repeats it."""
+    for name in ("mist_interp", "huggingface_hub"):
+        caplog.set_level(logging.DEBUG, name)
+    hub.echo_token = True
+    hub.failures["POST", "/commit/"] = 9
+    seen: list[Upload] = []
+    with pytest.raises(HubError) as caught:
+        push_dataset(store, NAME, on_progress=seen.append)
+    texts = ["".join(traceback.format_exception(caught.value)), str(seen), *capfd.readouterr(), caplog.text]
+    assert "***" in texts[0] and "***" in texts[1]
+    assert not [text for text in texts if WRITE in text]
+    assert WRITE not in repr(Repository(NAME, "dataset", token=WRITE))
+
+
+# -- a busy Hub
+
+
+@pytest.mark.parametrize("place", ["/preupload/", "/objects/batch", "/blobs/", "/commit/", "/tree/", "/create"])
+def test_one_503_anywhere_is_survived(hub: LocalHub, store: RolloutStore, place: str) -> None:
+    hub.failures = {(method, place): 1 for method in ("GET", "POST", "PUT")}
+    push_dataset(store, NAME)
+    assert min(hub.failures.values()) == 0
+    assert tables(load_rollouts(NAME)) == tables(store)
+
+
+def test_a_hub_that_stays_busy_is_an_error_and_the_same_call_completes(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BATCH_FILES", 4)
+    asked = {"commits": 0}
+
+    def fail_from_the_second_commit_on() -> None:
+        asked["commits"] += 1
+        if asked["commits"] == 1:
+            hub.failures["POST", "/commit/"] = 99
+        hub.before_commit = fail_from_the_second_commit_on
+
+    hub.before_commit = fail_from_the_second_commit_on
+    with pytest.raises(HubError, match=r"503.*What is published stays; the same call goes on"):
+        push_dataset(store, NAME)
+    hub.before_commit = None
+    partial = set(hub.files(NAME))
+    assert "manifest.json" in partial and not [name for name in partial if name.startswith("episodes/")]
+    hub.failures.clear()
+    uploads = hub.count("PUT", "/blobs/")
+    push_dataset(store, NAME)
+    assert tables(load_rollouts(NAME)) == tables(store)
+    assert uploads > 0 and hub.count("PUT", "/blobs/") == 9  # no table was sent twice
+
+
+def test_a_hub_that_is_gone_is_explained(hub: LocalHub, store: RolloutStore) -> None:
+    hub.close()
+    with pytest.raises(HubError, match=r"cannot be reached.*the same call goes on"):
+        push_dataset(store, NAME)
+
+
+# -- a changed remote
+
+
+def test_two_machines_push_to_one_repository(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    push_dataset(store, NAME)
+    other = make_store(tmp_path / "there", 2, 3, 5)
+    push_dataset(other, NAME)
+    merged = load_rollouts(NAME)
+    assert tables(merged) == {**tables(store), **tables(other)} and len(merged) == 5
+    card = hub.files(NAME)["README.md"].decode()
+    assert "| episodes | 5 |" in card and "| contact events | 11 |" in card
+
+
+def test_a_commit_during_the_push_is_merged(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    other = make_store(tmp_path / "there", 7)
+    push_dataset(other, NAME)
+    late = make_store(tmp_path / "late", 9)
+    hub.before_commit = lambda: (
+        hub.repos["dataset", NAME].commit(
+            "main",
+            {**hub.files(NAME), **{name: path.read_bytes() for name, path in store_files(late).items()}},
+            "somebody else",
+        )
+        and None
+    )
+    seen: list[Upload] = []
+    push_dataset(store, NAME, on_progress=seen.append)
+    assert "somebody else committed" in next(step.note for step in seen if step.stage == "retry")
+    assert tables(load_rollouts(NAME)) == {**tables(store), **tables(other), **tables(late)}
+    assert "| episodes | 5 |" in hub.files(NAME)["README.md"].decode()
+
+
+def test_an_episode_with_other_content_is_never_overwritten_silently(
+    hub: LocalHub, store: RolloutStore, tmp_path: Path
+) -> None:
+    push_dataset(store, NAME)
+    before = hub.files(NAME)
+    other = make_store(tmp_path / "there", 2, 3, seed=1)
+    with pytest.raises(HubError, match=rf"1 of the 1 episodes .* differ: '{episode(2).key}'\. Nothing was uploaded"):
+        push_dataset(other, NAME)
+    assert hub.files(NAME) == before
+    push_dataset(other, NAME, replace=True)
+    assert tables(load_rollouts(NAME)) == {**tables(store), **tables(other)}
+    assert any(commit.files == before for commit in hub.repos["dataset", NAME].commits.values())
+
+
+def test_rollouts_with_other_settings_do_not_mix(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    push_dataset(store, NAME)
+    before = hub.files(NAME)
+    for change in ({"settings": {"suite": "y"}}, {"selection": "balanced"}):
+        other = make_store(tmp_path / str(change), 3, **change)
+        with pytest.raises(ValueError, match=r"other settings: (settings.suite|selection): .*Nothing was uploaded"):
+            push_dataset(other, NAME)
+    assert hub.files(NAME) == before
+
+
+def test_a_revision_is_a_branch_of_its_own(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store.only(store.keys[:1]), NAME)
+    url = push_dataset(store, NAME, revision="all")
+    assert url.endswith("/tree/all")
+    assert len(load_rollouts(NAME)) == 1 and len(load_rollouts(NAME, revision="all")) == 3
+    with pytest.raises(HubError, match="has no revision 'v9'"):
+        load_rollouts(NAME, revision="v9")
+
+
+def test_a_data_set_that_is_not_whole_is_noticed(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store, NAME)
+    files = dict(hub.files(NAME))
+    lost = f"queries/{store.keys[0]}.parquet"
+    del files[lost]
+    hub.repos["dataset", NAME].commit("main", files, "lose a file")
+    with pytest.raises(HubError, match=f"not whole.*{lost}"):
+        load_rollouts(NAME)
+    push_dataset(store, NAME)
+    assert tables(load_rollouts(NAME)) == tables(store)
+
+
+# -- the card
+
+
+def test_the_card_counts_and_explains_every_column(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store, NAME)
+    card = hub.files(NAME)["README.md"].decode()
+    front = yaml.safe_load(card.split("---")[1])
+    assert [config["config_name"] for config in front["configs"]] == ["episodes", "queries", "action_read-mean"]
+    for line in ("| episodes | 3 |", "| queries | 9 |", "| successes | 2 |", "| torch | 2.13 | 3 |", "`iid`"):
+        assert line in card
+    for field in (*EPISODE_SCHEMA, *QUERY_SCHEMA):
+        assert f"| `{field.name}` |" in card and MEANINGS[field.name]
+
+
+def test_a_balanced_set_says_that_it_gives_no_success_rate(hub: LocalHub, tmp_path: Path) -> None:
+    push_dataset(make_store(tmp_path / "balanced", 0, 1, selection="balanced"), NAME)
+    assert "No success rate may be computed" in hub.files(NAME)["README.md"].decode()
+
+
+def test_what_people_wrote_into_the_card_stays(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store.only(store.keys[:1]), NAME)
+    card = hub.files(NAME)["README.md"].decode()
+    edited = card.replace("---\n", "---\nlicense: mit\n", 1) + "\nThanks to the lab.\n"
+    hub.repos["dataset", NAME].commit("main", {**hub.files(NAME), "README.md": edited.encode()}, "edit the card")
+    push_dataset(store, NAME)
+    card = hub.files(NAME)["README.md"].decode()
+    assert "license: mit" in card and "Thanks to the lab." in card and "| episodes | 3 |" in card
+    assert card.count("| episodes | ") == card.count("mist: begin") == 1
+
+
+def test_the_three_lines_of_the_card_load_one_layer(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    push_dataset(store, NAME)
+    card = hub.files(NAME)["README.md"].decode()
+    lines = next(block for block in card.split("```python\n") if block.startswith("from datasets")).split("```")[0]
+    assert len(lines.strip().splitlines()) == 3
+    code = lines + "import json; print(json.dumps([list(rows['episode']), list(rows['query']), x.tolist()]))"
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    episodes, queries, x = json.loads(run.stdout.splitlines()[-1])
+    ours, rows = store.load(SITE)
+    assert (list(rows["episode"]), list(rows["query"])) == (episodes, queries)
+    assert x == ours.tolist()
+
+
+def test_importing_the_package_leaves_the_hub_alone() -> None:
+    code = "import sys, mist_interp, mist_interp.data; print({'huggingface_hub', 'datasets'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
