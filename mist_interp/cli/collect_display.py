@@ -117,7 +117,12 @@ def print_store(store: RolloutStore, console: Console | None = None) -> None:
     if short:
         console.print(f"out of attempts: {short}", soft_wrap=True)
     size = sum(path.stat().st_size for path in store.folder.rglob("*") if path.is_file()) / 1e6
-    note = "; chosen by outcome, so no success rate follows from it" if store.manifest.selection == BALANCED else ""
+    note = "; chosen by outcome, so no success rate follows from it"
+    if store.manifest.selection != BALANCED:
+        store.check_rates()
+        successes = int(store.episodes(["success"])["success"].sum())
+        low, high = wilson(successes, len(store))
+        note = f", SR {100 * successes / len(store):.0f} % ({100 * low:.0f}–{100 * high:.0f}, Wilson 95 %)"
     console.print(f"{store.folder}: {size:.1f} MB, selection {store.manifest.selection}{note}", soft_wrap=True)
 
 

@@ -39,6 +39,12 @@ SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 IID, BALANCED, INPUTS = "iid", "balanced", "inputs"
 SELECTIONS = (IID, BALANCED, INPUTS)
+# Why a share of successes (or of any other outcome) over such episodes is no rate of the policy.
+NO_RATES = {
+    BALANCED: "these episodes were selected by outcome (selection='balanced'), so shares over them are not rates of "
+    "the policy; use episodes of an evaluation run, or the counts of all attempts in the store's manifest",
+    INPUTS: "these queries were given and not run, so there is no success to count",
+}
 
 
 @dataclass(frozen=True)
@@ -235,12 +241,24 @@ class RolloutStore:
     def episodes(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row per episode, sorted by key; `contacts` holds lists of dictionaries.
 
+        How the episodes were selected is in `attrs` and, unless `columns` are given, a column, so that frames of
+        several stores that are put together still know it; `check_rates` asks for it.
+
         Args:
             columns: read only these.
         """
         frame = self._read("episodes", columns).to_pandas()
         frame.attrs["selection"] = self.manifest.selection
-        return frame
+        return frame if columns is not None else frame.assign(selection=self.manifest.selection)
+
+    def check_rates(self) -> None:
+        """Refuse a store from which no success rate may be computed.
+
+        Raises:
+            ValueError: its episodes were selected by outcome, or have none.
+        """
+        if self.manifest.selection in NO_RATES:
+            raise ValueError(f"{self.folder}: {NO_RATES[self.manifest.selection]}")
 
     def check_outcomes(self) -> None:
         """Refuse a store whose queries were given and not run.
@@ -315,6 +333,18 @@ class RolloutStore:
         if not files:
             raise ValueError(f"no finished episode in {self.folder}")
         return pads.dataset(files, format="parquet").to_table(columns=None if columns is None else list(columns))
+
+
+def check_rates(episodes: pd.DataFrame) -> None:
+    """Refuse rows of `RolloutStore.episodes`, or frames made of them, from which no success rate may be computed.
+
+    Raises:
+        ValueError: some were selected by outcome, or have none.
+    """
+    selections = {episodes.attrs.get("selection"), *episodes.get("selection", pd.Series(dtype=object)).unique()}
+    for selection, reason in NO_RATES.items():
+        if selection in selections:
+            raise ValueError(reason)
 
 
 def column_matrix(column: pa.ChunkedArray) -> Float[Array, "rows width"]:

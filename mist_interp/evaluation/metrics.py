@@ -17,6 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mist_interp.core.errors import UnknownName
+from mist_interp.data.store import check_rates
 from mist_interp.evaluation.statistics import DRAWS, Estimate, difference_estimate, ratio_estimate
 
 UNIT_COLUMNS = ["suite", "task", "init_state", "perturbation", "simulator_seed", "policy_seed"]
@@ -188,15 +189,7 @@ def pair(rows: pd.DataFrame | Iterable[Mapping[str, Any]], arms: Sequence[str] |
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     if frame.empty:
         raise ValueError("no episodes: nothing can be counted")
-    if (frame.get("selection", pd.Series(dtype=object)) == "balanced").any() or (
-        frame.attrs.get("selection") == "balanced"
-    ):
-        raise ValueError(
-            "these episodes were selected by outcome (selection='balanced'), so shares over them are not rates of the "
-            "policy; use episodes of an evaluation run"
-        )
-    if frame.attrs.get("selection") == "inputs":
-        raise ValueError("these queries were given and not run, so there is no success to count")
+    check_rates(frame)
     if frame.duplicated([*UNIT_COLUMNS, "arm"]).any():
         raise ValueError("an episode occurs twice in an arm; pass each (unit, arm) once")
     names = tuple(arms) if arms is not None else tuple(dict.fromkeys(frame["arm"]))

@@ -43,7 +43,11 @@ def test_it_collects_goes_on_and_counts(world: list[Any], tmp_path: Path, capsys
     said = capsys.readouterr()
     rows = [line.split() for line in said.out.splitlines()]
     assert ["0", "3", "2", "0", "7"] in rows and ["all", "6", "4", "0", "14"] in rows
-    assert "MB, selection iid" in said.out and "2/6 episodes" in said.err and "6/6 episodes | SR 67 %" in said.err
+    assert (
+        "MB, selection iid, SR 67 % (30–90" in said.out
+        and "2/6 episodes" in said.err
+        and "6/6 episodes | SR 67 %" in said.err
+    )
     store = RolloutStore.open(tmp_path)
     assert [(group.tokens, group.pool, len(group.sites)) for group in store.manifest.groups] == [
         ("action_read", "last", 3),

@@ -1,9 +1,13 @@
 """The metrics on tables small enough to count by hand, and their edge cases."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from mist_interp.core.errors import UnknownName
+from mist_interp.data.records import EpisodeRecord, Unit
+from mist_interp.data.store import Manifest, RolloutStore
 from mist_interp.evaluation.metrics import METRICS, estimate, metric, pair
 from mist_interp.evaluation.summary import summarize
 from tests.unit.evaluation.tables import episode, table
@@ -85,6 +89,24 @@ def test_balanced_selections_are_refused() -> None:
     marked.attrs["selection"] = "balanced"
     with pytest.raises(ValueError, match="selected by outcome"):
         summarize(marked, ["none"])
+
+
+@pytest.mark.parametrize(("selection", "message"), [("balanced", "selected by outcome"), ("inputs", "not run")])
+def test_a_store_stays_refused_among_others(tmp_path: Path, selection: str, message: str) -> None:
+    """Pandas drops `attrs` where frames of two stores meet; the column does not get lost."""
+    stores = [RolloutStore.create(tmp_path / name, Manifest(selection=name)) for name in ("iid", selection)]
+    for store in stores:
+        store.append(EpisodeRecord(Unit("suite", 0, 0), "do it", True, 1, 1, ()))
+    frame = pd.concat([store.episodes() for store in stores])
+    assert not frame.attrs
+    with pytest.raises(ValueError, match=message):
+        pair(frame.assign(status="ok"))
+    with pytest.raises(ValueError, match=message):
+        stores[1].check_rates()
+    with pytest.raises(ValueError, match=message):
+        pair(stores[1].episodes(["episode", "success"]))
+    stores[0].check_rates()
+    assert pair(stores[0].episodes().assign(status="ok")).units == 1
 
 
 def test_a_doubled_episode_and_an_empty_table_are_refused() -> None:
