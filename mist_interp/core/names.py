@@ -6,6 +6,7 @@ With a `Site`: one registered name (`mist_interp.core.hooks`), in one of these f
     ("resid_post", 3)              the short form with a layer, a list, a range or a slice of layers; -1 is the last
     "resid_post"                   the short form alone: all layers
     "blocks.*.attn.*"              a pattern with * ? [ ]: everything that matches
+    lambda name: "ln" in name      a function of the full name: everything for which it is true
 
 A `Catalogue` knows the layers that one policy has, and turns such keys into sites. It never returns an empty answer: a
 name that is unknown, outside, or not available in this policy is an error that says what there is.
@@ -14,7 +15,7 @@ name that is unknown, outside, or not available in this policy is an error that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -76,6 +77,7 @@ class Site:
 
 
 SiteKey = str | Site | tuple[str, Layers]
+Choice = Callable[[str], bool]
 
 # Where a stack begins, so that its names sort layer by layer and not name by name.
 _START = {hook.stack: ORDER[hook.pattern] for hook in reversed(HOOKS) if hook.stack}
@@ -127,8 +129,8 @@ class Catalogue:
             raise ValueError(f"{key!r} names {span}; name one: {sites[0].key!r}")
         return sites[0]
 
-    def expand(self, keys: SiteKey | Iterable[SiteKey]) -> tuple[Site, ...]:
-        """All sites that the keys name, each once, in the order of the network.
+    def expand(self, keys: SiteKey | Choice | Iterable[SiteKey]) -> tuple[Site, ...]:
+        """All sites that the keys name, or a function of the full name picks, each once, in the order of the network.
 
         Raises:
             UnknownName: a key that matches nothing.
@@ -144,7 +146,7 @@ class Catalogue:
             raise ValueError("no site was named; an empty list would capture or edit nothing")
         return tuple(sorted({site for key in listed for site in self._expand(key)}, key=lambda site: site.order))
 
-    def describe(self, keys: SiteKey | Iterable[SiteKey] = "*") -> str:
+    def describe(self, keys: SiteKey | Choice | Iterable[SiteKey] = "*") -> str:
         """Name, shape and meaning of the sites that the keys name, the layers of one name together. To be printed."""
         rows: dict[str, list[Site]] = {}
         for site in self.expand(keys):
@@ -163,6 +165,11 @@ class Catalogue:
         if isinstance(key, tuple) and _is_pair(key):
             hook = _named(key[0])
             return [self._present(hook, layer) for layer in self._layers(hook, key[1])]
+        if callable(key):
+            picked = [site for site in self.sites if key(site.name)]
+            if not picked:
+                raise ValueError(f"{key!r} picks none of the {len(self.sites)} sites, {self.names[0]!r} and so on")
+            return picked
         if not isinstance(key, str):
             raise UnknownName("site", key, self.names)
         text = key.strip()

@@ -28,6 +28,7 @@ from mist_interp.tracing.activation import NamedActivation, locate, take, token_
 from mist_interp.tracing.decomposition import Mode, ResidualStack
 
 FORMAT = "mist_interp.ActivationCache/1"
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +144,13 @@ class ActivationCache:
     # -- new caches -------------------------------------------------------------------------------------------------
 
     def to(
-        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | str | None = None
     ) -> ActivationCache:
         """The same values on another device or in another floating-point type."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        return self._map(lambda site, entry: replace(entry, values=entry.values.to(device=device, dtype=dtype)))
+        kind = floating_type(dtype)
+        return self._map(lambda site, entry: replace(entry, values=entry.values.to(device=device, dtype=kind)))
 
     def select(self, tokens: Selector) -> ActivationCache:
         """Only some tokens of every activation.
@@ -249,3 +251,17 @@ class ActivationCache:
             entries[site] = Entry(tensors[site], axis)
         catalogue = Catalogue(facts["depths"], facts["absent"])
         return ActivationCache(entries, layout, catalogue, tokens, facts["step"], facts["model_id"])
+
+
+def floating_type(given: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that a word names.
+
+    Raises:
+        UnknownName: another word.
+    """
+    if not isinstance(given, str):
+        return given
+    name = given.removeprefix("torch.")
+    if name not in _FLOATS:
+        raise UnknownName("floating-point type", given, _FLOATS)
+    return getattr(torch, name)

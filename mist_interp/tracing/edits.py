@@ -6,6 +6,7 @@ A site, what happens there, and which tokens it happens to. `hooks(...)` and `ru
     (site, fn, tokens)      the same, but fn gets and gives only the selected tokens: (batch, selected, ...)
     add(...), ablate(...)   an edit that is data (`mist_interp.tracing.verbs`)
     Edit(...)               any of them as an object
+    [...]                   a list of them
 
 where `site` may name several sites (`"resid_post"`: every layer). The function gets a copy, so it may also change its
 tensor in place, and return it or nothing; what it neither changes nor replaces stays as it is. A network
@@ -174,8 +175,11 @@ def edits_of(pairs: Iterable[Any], catalogue: Catalogue, policy: Any) -> list[Ed
         ValueError, IndexError: an intervention for another width, heads, neurons or a run that a site does not have, or
             for tokens that this run does not read.
     """
-    edits = []
+    edits: list[Edit] = []
     for pair in pairs:
+        if isinstance(pair, list):
+            edits += edits_of(pair, catalogue, policy)
+            continue
         if isinstance(pair, Edit) and isinstance(pair.fn, Intervention):
             tokens = pair.fn.tokens if pair.tokens is None else pair.tokens
             pair = replace(pair.fn, sites=(str(pair.site),), tokens=tokens)

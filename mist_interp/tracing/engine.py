@@ -162,6 +162,10 @@ class Engine:
         class NamedTracer(InterleavingTracer):
             """Plain nnsight tracer whose items, and attributes by their short names, are the named activations."""
 
+            def save(self, value: Any) -> Any:
+                """The same value, kept after the block."""
+                return keep_after_trace(value)
+
             def __getattr__(self, name: str) -> Any:
                 if name == "action":
                     return keep_after_trace(wrapped.output)

@@ -24,7 +24,7 @@ from mist_interp.core.actions import ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.layout import TokenLayout
-from mist_interp.core.names import Catalogue, Layers, Site, SiteKey
+from mist_interp.core.names import Catalogue, Choice, Layers, Site, SiteKey
 from mist_interp.core.selectors import Selector
 from mist_interp.models.validation import check_inputs
 from mist_interp.tracing.cache import ActivationCache
@@ -35,6 +35,7 @@ from mist_interp.tracing.edits import Edit, edits_of
 from mist_interp.tracing.engine import Engine
 from mist_interp.tracing.facts import Facts
 from mist_interp.tracing.gradients import Metric, differentiate
+from mist_interp.tracing.keywords import refuse
 from mist_interp.tracing.locations import catalogue as catalogue_of
 from mist_interp.tracing.locations import locate
 from mist_interp.tracing.modules import module_path, sites_at
@@ -44,8 +45,8 @@ from mist_interp.tracing.scopes import EditScope, LiveEdits
 from mist_interp.tracing.shapes import shapes_of
 from mist_interp.tracing.verbs import skip
 
-# What a user hands over as names: one key or several.
-Names = SiteKey | Iterable[SiteKey]
+# What a user hands over as names: one key or several, or a function of the full name.
+Names = SiteKey | Choice | Iterable[SiteKey]
 When = Literal["before", "after"]
 
 
@@ -193,7 +194,7 @@ class HookedVLA:
         tokens: Selector | None = ...,
         stop_at_layer: None = ...,
         device: torch.device | str | None = ...,
-        dtype: torch.dtype | None = ...,
+        dtype: torch.dtype | str | None = ...,
         step: int | str | None = ...,
         when: When = ...,
     ) -> tuple[ActionChunk, ActivationCache]: ...
@@ -206,7 +207,7 @@ class HookedVLA:
         tokens: Selector | None = ...,
         stop_at_layer: int = ...,
         device: torch.device | str | None = ...,
-        dtype: torch.dtype | None = ...,
+        dtype: torch.dtype | str | None = ...,
         step: int | str | None = ...,
         when: When = ...,
     ) -> tuple[None, ActivationCache]: ...
@@ -218,26 +219,28 @@ class HookedVLA:
         tokens: Selector | None = None,
         stop_at_layer: int | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         step: int | str | None = None,
         when: When = "after",
+        **others: object,
     ) -> tuple[ActionChunk | None, ActivationCache]:
         """Answer a query and keep activations on the way.
 
         Args:
             inputs: the query.
             names: sites to keep; None keeps every stream (embeddings, residual stream, what attention and MLP add,
-                projectors, head) and leaves out the insides of attention and MLP.
+                projectors, head) and leaves out the insides of attention and MLP. A function of the full name picks.
             tokens: keep only these tokens; None keeps all.
             stop_at_layer: end the forward before this block of the language model, in its first run; the action is then
                 None.
             device: where to keep the values; None leaves them where they are.
-            dtype: type to keep them in; None leaves it.
+            dtype: type to keep them in, torch.float16 or "float16"; None leaves it.
             step: which run of the language model to keep, where one query takes several; negative counts from the end,
                 and of base OpenVLA the name of the action number that a run generates, "dz", says it too. Default: the
                 prefill of base OpenVLA, the last denoising step of a diffusion head; always the first run with a stop.
             when: keep the values "after" the live edits at the same site, as the network goes on with them, or "before"
                 these, as the edits found them (the effect of edits further up is in them either way).
+            others: refused, with what to write instead.
 
         Returns:
             The action chunk, and the cache.
@@ -246,6 +249,7 @@ class HookedVLA:
             UnknownName: a name or a token that does not exist here.
             ValueError: a site that this policy lacks, or that comes after `stop_at_layer`, or a later run with it.
         """
+        refuse("run_with_cache", others)
         inputs = self._ready(inputs)
         if when not in ("before", "after"):
             raise UnknownName("time of capture, before or after the edits at a site:", when, ["before", "after"])
@@ -299,13 +303,14 @@ class HookedVLA:
         self._changes = ledger.changes(live)
         return answer
 
-    def run_with_hooks(self, inputs: PolicyInputs, fwd_hooks: Iterable[Any]) -> ActionChunk:
+    def run_with_hooks(self, inputs: PolicyInputs, fwd_hooks: Iterable[Any], **others: object) -> ActionChunk:
         """Answer a query under some more edits, for this query only; see `hooks`."""
+        refuse("run_with_hooks", others)
         with self.hooks(*fwd_hooks):
             return self(inputs)
 
-    def hooks(self, *pairs: Any) -> EditScope[HookedVLA]:
-        """Scope in which edits are live: `with vla.hooks((site, fn), (site, fn, tokens)): ...`.
+    def hooks(self, *pairs: Any, fwd_hooks: Iterable[Any] = (), **others: object) -> EditScope[HookedVLA]:
+        """Scope in which edits are live: `with vla.hooks((site, fn), (site, fn, tokens)): ...`, or a list of them.
 
         A hook is fn(tensor, site) -> tensor of the same shape, or None to leave it alone (`mist_interp.tracing.edits`),
         or an edit that is data, `add(...)`, `ablate(...)`, ... (`mist_interp.tracing.verbs`); both may be mixed.
@@ -316,7 +321,8 @@ class HookedVLA:
         Raises:
             UnknownName, ValueError, TypeError: for a site or a hook that cannot be.
         """
-        return EditScope(self, self._live, edits_of(pairs, self.catalogue, self.policy))
+        refuse("hooks", others)
+        return EditScope(self, self._live, edits_of([*pairs, *fwd_hooks], self.catalogue, self.policy))
 
     def skip(self, layers: Layers) -> EditScope[HookedVLA]:
         """Scope in which some blocks leave the residual stream as it is: `with vla.skip([2, 3]): vla(inputs)`."""
@@ -327,8 +333,9 @@ class HookedVLA:
 
         `with vla.trace(inputs) as t: h = t["resid_post", 3]` reads, `t["resid_post", 3] = new` writes; so do
         `t.resid_post[3]`, `t.embed` and, for reading, `t.action`, the policy's answer. Everything else of nnsight works
-        on `t`. What is read by name is kept after the block. The rules of nnsight apply: the block must stand in a
-        file, and sites must be asked for in the order of the network.
+        on `t`. What is read by name is kept after the block; keep what you compute from it with `x = t.save(x)`, since
+        tensors have no method `save` here. The rules of nnsight apply: the block must stand in a file, and sites must
+        be asked for in the order of the network.
 
         Raises:
             RuntimeError: edits are live, which this trace would ignore.

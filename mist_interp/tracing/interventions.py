@@ -189,6 +189,8 @@ def load_edits(path: str | Path, device: torch.device | str = "cpu") -> list[Int
 
 def site_keys(site: SiteKey | Iterable[SiteKey]) -> tuple[SiteKey, ...]:
     """One key or several, as a tuple of keys whose layers are plain numbers."""
+    if callable(site):
+        raise TypeError("an edit that is data has names for its sites, not a function: give vla.sites(function)")
     keys = [site] if isinstance(site, str | Site) or _is_short_form(site) else list(site)
     if not keys:
         raise ValueError("no site was named; an empty list would edit nothing")

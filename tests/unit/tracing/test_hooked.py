@@ -242,3 +242,56 @@ def test_without_edits_the_plain_network_runs(vla, inputs, monkeypatch):
     assert torch.equal(vla(inputs).values, vla.policy(inputs).values)
     with vla.hooks((("mlp_out", 0), lambda x, site: None)), pytest.raises(AssertionError, match="without an edit"):
         vla(inputs)
+
+
+# -- as a user of TransformerLens writes it
+
+
+def test_names_may_be_a_function(vla, inputs):
+    def picks(name):
+        return name.endswith("hook_resid_post") and name.startswith("blocks.")
+
+    _, cache = vla.run_with_cache(inputs, picks)
+    assert cache.keys() == list(vla.sites("resid_post"))
+    assert vla.sites([picks, "embed"])[0] == vla.site("embed")
+    doubled = vla.run_with_hooks(inputs, [("resid_post", lambda x, site: 2 * x)])
+    assert torch.equal(vla.run_with_hooks(inputs, [(picks, lambda x, site: 2 * x)]).values, doubled.values)
+    with pytest.raises(ValueError, match="picks none of the"):
+        vla.run_with_cache(inputs, lambda name: False)
+
+
+def test_hooks_may_be_a_list(vla, inputs):
+    pairs = [(("mlp_out", 1), lambda x, site: 2 * x), (("mlp_out", 2), lambda x, site: 3 * x, "text")]
+    wanted = vla.run_with_hooks(inputs, pairs)
+    for scope in (vla.hooks(pairs), vla.hooks(fwd_hooks=pairs), vla.hooks(pairs[:1], pairs[1])):
+        with scope:
+            assert torch.equal(vla(inputs).values, wanted.values) and len(vla.edits()) == 2
+
+
+def test_keywords_of_transformer_lens_are_answered_with_ours(vla, inputs):
+    for call, message in (
+        (lambda: vla.run_with_cache(inputs, names_filter="embed"), "'names_filter'; here that is names="),
+        (lambda: vla.run_with_cache(inputs, pos_slice=-1), "here that is tokens="),
+        (lambda: vla.run_with_cache(inputs, fwd_hooks=[]), "here that is with vla.hooks"),
+        (lambda: vla.run_with_hooks(inputs, [], bwd_hooks=[]), "run_with_gradients"),
+        (lambda: vla.hooks(reset_hooks_end=True), "edits end with their scope"),
+        (lambda: vla.run_with_cache(inputs, nonsense=1), "no keyword 'nonsense'$"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_types_may_be_words(vla, inputs):
+    _, cache = vla.run_with_cache(inputs, names="embed", dtype="float16")
+    assert cache["embed"].dtype == torch.float16 and cache.to(dtype="torch.float64")["embed"].dtype == torch.float64
+    with pytest.raises(UnknownName, match="did you mean 'float16'"):
+        vla.run_with_cache(inputs, names="embed", dtype="flot16")
+
+
+def test_what_a_trace_computes_is_kept_with_save(vla, inputs):
+    _, cache = vla.run_with_cache(inputs, names="resid_post")
+    with vla.trace(inputs) as t:
+        norms = t.save(t.resid_post[1].norm(dim=-1))
+        both = t.save([t.resid_post[2], t.resid_post[3].mean()])
+    assert torch.equal(norms, cache["resid_post", 1].values.norm(dim=-1))
+    assert torch.equal(both[0], cache["resid_post", 2]) and both[1].ndim == 0

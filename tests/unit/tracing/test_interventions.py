@@ -183,6 +183,7 @@ def test_edits_from_a_cache_are_small_and_survive_a_file(vla, inputs, tmp_path):
         (lambda: scale("mlp.post", 2.0, neuron=[]), ValueError, r"neuron=\[\] selects nothing"),
         (lambda: scale("z", 2.0, tokens=[]), ValueError, r"tokens=\[\] selects nothing"),
         (lambda: scale("z", 2.0, step=0.5), TypeError, "number of a run"),
+        (lambda: scale(lambda name: True, 2.0), TypeError, r"give vla\.sites"),
         (lambda: scale(3, 2.0), TypeError, "int"),
         (lambda: scale([("z", 1.5)], 2.0), UnknownName, "resid_post"),
         (lambda: ablate("z", "means"), UnknownName, "did you mean 'mean'"),
