@@ -20,6 +20,7 @@ COMMANDS = {
     "describe": "list the named activations of a policy, with shapes and meanings",
     "collect": "run a policy in LIBERO and store episodes with activations, resumably",
     "label": "count the per-dimension risk labels of recorded rollouts, or explain one with a picture",
+    "push": "publish recorded rollouts as a data set on the Hugging Face Hub",
     "eval": "run a policy under several interventions on the same LIBERO episodes, resumably",
     "report": "write report.html for a results folder",
 }

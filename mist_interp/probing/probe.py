@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import SiteKey
 from mist_interp.core.provenance import provenance
 from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared, start_states, unit_of_episode
+from mist_interp.data.artefact import OnHub
 from mist_interp.data.records import Array
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.dataset import ProbeData
@@ -40,7 +41,7 @@ def default_estimator() -> LogisticRegression:
     return LogisticRegression(C=0.1, max_iter=2000)
 
 
-class Probe:
+class Probe(OnHub):
     """A read-out of one place of the network, with its controls.
 
     Args:
@@ -59,6 +60,8 @@ class Probe:
         trained_on_: start states of the training episodes.
         source_: model, suite, counts and versions of the training.
     """
+
+    hub_files: ClassVar[tuple[str, ...]] = ("probe.json", "probe.safetensors")
 
     def __init__(
         self,
@@ -198,6 +201,11 @@ class Probe:
             ValueError: a format that this version does not know.
         """
         return load_probe(cls, Path(folder))
+
+    def hub_facts(self) -> Mapping[str, Any]:
+        """What the card on the Hub says of its making."""
+        place = {"site": self.site_.name, "tokens": self.tokens, "pool": self.pool}
+        return {**place, "outputs": self.outputs_, "source": self.source_}
 
     def __repr__(self) -> str:
         fitted = f", {self.source_['episodes']} episodes" if hasattr(self, "source_") else ", not fitted"

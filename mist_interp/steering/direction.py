@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site
 from mist_interp.core.provenance import provenance
 from mist_interp.data.activation_set import ActivationSet, StartState, fingerprint, refuse_shared, start_states
+from mist_interp.data.artefact import OnHub
 from mist_interp.data.records import Array, Unit
 from mist_interp.steering.contrast import check_comparable, mean_difference
 from mist_interp.tracing.interventions import Intervention
@@ -49,7 +50,7 @@ class Steerable(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringDirection:
+class SteeringDirection(OnHub):
     """A direction at a site, scaled to its unit.
 
     Attributes:
@@ -67,6 +68,8 @@ class SteeringDirection:
     unit: str = SIGMA
     source: Mapping[str, Any] = field(default_factory=dict)
     trained_on: frozenset[StartState] = frozenset()
+
+    hub_files: ClassVar[tuple[str, ...]] = ("direction.json", "direction.safetensors")
 
     def __post_init__(self) -> None:
         if self.vector.ndim != 1 or not bool(torch.isfinite(self.vector).all()):
@@ -293,6 +296,10 @@ class SteeringDirection:
             source=content["source"],
             trained_on=frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"]),
         )
+
+    def hub_facts(self) -> Mapping[str, Any]:
+        """What the card on the Hub says of its making."""
+        return {"site": self.site.name, "tokens": self.tokens, "unit": self.unit, "source": self.source}
 
     def _check_same_place(self, other: SteeringDirection) -> None:
         mine, theirs = (self.site.name, self.tokens), (other.site.name, other.tokens)
