@@ -68,8 +68,14 @@ def action_weights(vla: HookedVLA, target: ActionTarget) -> Float[Tensor, "chunk
 
     Raises:
         UnknownName: no such chunk step or dimension.
+        TypeError: neither a text nor numbers with weights.
         ValueError: a whole chunk step, whose numbers have no common unit; a text that is no target; no weight at all.
     """
+    if not isinstance(target, str | Mapping):
+        raise TypeError(
+            f"a target is a text such as 't0.dz' or 'dz', or numbers with weights such as {{'t0.dx': 1, 't0.dy': -1}}; "
+            f"given a {type(target).__name__}: {target!r}"
+        )
     cfg = vla.cfg
     names = list(cfg.action_names)
     weights = torch.zeros(cfg.chunk, len(names), dtype=torch.float64)

@@ -7,11 +7,13 @@ the result is its change.
     action_delta("dz")                   mean over the chunk of dz, in robot units
     action_delta()                       the same for every dimension: an axis "dim"
     action_delta(step="all")             every step of the chunk for itself: axes "step" and "dim"
+    l1_to(actions)                       how far from a demonstration's actions, per dimension
     Metric("speed", "robot units", lambda chunk: chunk.values[..., :3].norm(dim=-1).mean(1))
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,3 +113,51 @@ def action_delta(
     when = {"mean": "mean over the chunk", "all": "every chunk step"}.get(str(step), f"chunk step {step}")
     unit = "normalised action" if normalized else "robot units"
     return Metric(f"{which}, {when}", unit, read, labels)
+
+
+def checked(metric: Any) -> Metric:
+    """The metric that was given.
+
+    Raises:
+        TypeError: something else, such as a bare function.
+    """
+    if not isinstance(metric, Metric):
+        kind = "a function without a name and a unit" if callable(metric) else f"a {type(metric).__name__}"
+        raise TypeError(
+            f"metric is {kind}; give action_delta('dz'), l1_to(actions), or "
+            "Metric('speed', 'robot units', lambda chunk: ...)"
+        )
+    return metric
+
+
+def l1_to(actions: Any) -> Metric:
+    """How far the action is from given ones: per dimension the mean over the chunk of |action - given|.
+
+    This is the loss of imitation in robot units, if the actions are what a demonstration did from the same state. An
+    effect below zero brings the action nearer to the demonstration, which need not be the only way to do the task; a
+    change that overshoots as far as the action fell short shows as none.
+
+    Args:
+        actions: (chunk, dim) in the unit of the demonstrations, as in `ActionChunk.values`; for all queries alike, so
+            patch pairs with demonstrations of their own one by one.
+
+    Raises:
+        ValueError: another number of axes, or numbers that are not finite; when it runs, another chunk length or number
+            of dimensions than the policy's.
+    """
+    wanted = torch.as_tensor(actions).detach().cpu().double().clone()
+    if wanted.ndim != 2 or not bool(torch.isfinite(wanted).all()):
+        raise ValueError(f"actions to compare with are finite and (chunk, dim); given shape {tuple(wanted.shape)}")
+
+    def read(chunk: ActionChunk) -> torch.Tensor:
+        if chunk.values.shape[1:] != wanted.shape:
+            sizes = tuple(wanted.shape), tuple(chunk.values.shape[1:])
+            raise ValueError(f"the actions to compare with have the shape {sizes[0]}, those of the policy {sizes[1]}")
+        return (chunk.values.double() - wanted.to(chunk.values.device)).abs().mean(1)
+
+    digest = hashlib.sha256(wanted.numpy().tobytes()).hexdigest()[:16]
+    return Metric(f"l1_to(actions) of every dimension, sha256 {digest}", "robot units", read, _dims)
+
+
+def _dims(chunk: ActionChunk) -> Labels:
+    return {"dim": list(chunk.names)}

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from mist_interp.analysis.metrics import Metric, action_delta
+from mist_interp.analysis.metrics import Metric, action_delta, checked
 from mist_interp.analysis.patching.forward import prompts_of
 from mist_interp.analysis.patching.grid import PatchGrid
 from mist_interp.analysis.patching.runs import Run
@@ -33,6 +33,7 @@ from mist_interp.core.actions import ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site, SiteKey
+from mist_interp.tracing.cache import ActivationCache
 from mist_interp.tracing.hooked import HookedVLA
 from mist_interp.tracing.rest import RestOfForward
 
@@ -102,7 +103,7 @@ def path_patch(
     Args:
         vla: the policy; an "l1" or "discrete" variant.
         clean: one query per pair.
-        corrupt: as many queries, with prompts of the same lengths.
+        corrupt: as many queries; both prompts of a pair are equally long.
         senders: default: every attention head.
         receivers: heads; default: the action head itself, and the grid then has no axis "receiver".
         through: which inputs of the receiving heads the change reaches: "q", "k", "v" or several of them.
@@ -117,9 +118,10 @@ def path_patch(
 
     Raises:
         UnknownName: a component or an input that does not exist.
-        ValueError: prompts of different lengths, a variant or live edits that this cannot follow.
+        TypeError: a metric that is no `Metric`.
+        ValueError: prompts of different lengths in a pair, a variant or live edits that this cannot follow.
     """
-    metric = metric or action_delta()
+    metric = action_delta() if metric is None else checked(metric)
     inputs = (through,) if isinstance(through, str) else tuple(through)
     for name in inputs:
         if name not in INPUTS:
@@ -165,10 +167,14 @@ class _Paths:
                 f"path patching holds values fixed, but {len(vla.edits())} edits are live: leave their scope"
             )
         lengths = vla.layout(base.inputs).lengths, vla.layout(source.inputs).lengths
-        if len({*lengths[0], *lengths[1]}) > 1:
+        wrong = [pair for pair, (here, there) in enumerate(zip(*lengths, strict=True)) if here != there]
+        if wrong:
+            here, there = (found[wrong[0]] for found in lengths)
             raise ValueError(
-                f"the sequences have {lengths[0]} and {lengths[1]} tokens; paths need prompts of one length"
+                f"pair {wrong[0]} has {here} tokens in the run that is patched and {there} in the other; paths need "
+                "prompts of one length in each pair"
             )
+        self._width = max(lengths[0])  # a batch may be padded further than its own queries need
         self.vla, self.base, self.through = vla, base, through
         names: list[SiteKey] = ["hook_embed", "z", "mlp_out", "resid_pre", ("resid_post", -1)]
         with torch.no_grad():
@@ -182,24 +188,26 @@ class _Paths:
         """Change of what one sender writes into the stream: (pair, token, d_model)."""
         if sender.kind == "head":
             key = ("z", sender.layer)
-            change = self._there[key].values[:, :, sender.head] - self._here[key].values[:, :, sender.head]
+            change = (
+                self._values(self._there, key)[:, :, sender.head] - self._values(self._here, key)[:, :, sender.head]
+            )
             project = self.vla.policy.language_model.model.layers[sender.layer].self_attn.o_proj.weight
             width = change.shape[-1]
             return change @ project[:, sender.head * width : (sender.head + 1) * width].T
         site: Any = "hook_embed" if sender.kind == "embed" else ("mlp_out", sender.layer)
-        return self._there[site].values - self._here[site].values
+        return self._values(self._there, site) - self._values(self._here, site)
 
     def into_action_head(self, change: torch.Tensor, pairs: list[int]) -> ActionChunk:
         """The answer when the final norm reads a changed stream; row k is a copy of pair `pairs[k]`."""
         site = self.vla.site(("resid_post", -1))
-        return self._after(site)(self._here[site].values[pairs] + change, prompts_of(self.base.inputs, pairs))
+        return self._after(site)(self._values(self._here, site)[pairs] + change, prompts_of(self.base.inputs, pairs))
 
     def into_heads(
         self, change: torch.Tensor, layer: int, heads: Sequence[int], pairs: list[int]
     ) -> Iterator[ActionChunk]:
         """Per head of one block the answer when it alone computes its inputs from a changed stream."""
         stream = self.vla.site(("resid_pre", layer))
-        states, inputs = self._here[stream].values[pairs], prompts_of(self.base.inputs, pairs)
+        states, inputs = self._values(self._here, stream)[pairs], prompts_of(self.base.inputs, pairs)
         places = [(name, layer) for name in self.through]
         read: dict[Site, torch.Tensor] = {}
 
@@ -217,6 +225,9 @@ class _Paths:
                 return new
 
             yield self._after(stream)(states, inputs, [(place, write) for place in places])
+
+    def _values(self, run: ActivationCache, key: Any) -> torch.Tensor:
+        return run[key].values[:, : self._width]
 
     def _after(self, site: Site) -> RestOfForward:
         if site not in self._rest:

@@ -34,6 +34,16 @@ PATCHES = ("camera", "row", "col")
 # Together every token of the sequence, each once.
 PARTITION = ("bos", "agentview", "wrist", "proprio", "timestep", "text", "action_slot", "stop")
 
+# What the sites hold that a grid cannot cut.
+OTHER_AXES = {
+    "pattern": "one number per pair of query and key, and no values of one token (`mist_interp.tracing.knockout` cuts "
+    "attention)",
+    "tower": "tokens inside one vision tower",
+    "proprio": "the robot state, which is one token of hook_embed",
+    "logits": "the logits of the read tokens alone",
+    "chunk": "the steps of a chunk, behind the last token",
+}
+
 
 @dataclass(frozen=True)
 class Split:
@@ -55,15 +65,21 @@ class Split:
 
     @staticmethod
     def of(
-        over: Sequence[str],
+        over: str | Sequence[str],
         segments: Sequence[str] | None,
         tokens: Selector,
         heads: Sequence[int] | None,
         block: int,
     ) -> Split:
-        """From what a user gives: any sequences."""
+        """From what a user gives: any sequences, or the name of one axis."""
         named = None if segments is None else tuple(segments)
-        return Split(tuple(over), named, tokens, None if heads is None else tuple(heads), block)
+        return Split(
+            (over,) if isinstance(over, str) else tuple(over),
+            named,
+            tokens,
+            None if heads is None else tuple(heads),
+            block,
+        )
 
     def __post_init__(self) -> None:
         for name in self.over:
@@ -186,7 +202,10 @@ _Axes = tuple[TokenAxis, TokenAxis]
 
 def _axis(site: Site, layout: TokenLayout) -> TokenAxis:
     if site.hook.axis not in ("sequence", "patches"):
-        raise ValueError(f"{site} has no tokens of the sequence; patch at resid_pre, attn_out, z, hook_embed, ...")
+        raise ValueError(
+            f"{site} holds {OTHER_AXES[site.hook.axis]}; cells are tokens of the sequence (resid_pre, attn_out, z, "
+            "hook_embed, ...) or image patches (projector.hook_out)"
+        )
     return axis_of(site.hook.axis, layout)
 
 

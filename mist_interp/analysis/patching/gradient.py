@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mist_interp.analysis.metrics import Metric, action_delta
+from mist_interp.analysis.metrics import Metric, action_delta, checked
 from mist_interp.analysis.patching.cells import Cells, Split
 from mist_interp.analysis.patching.forward import source_values
 from mist_interp.analysis.patching.grid import PatchGrid
@@ -37,7 +37,7 @@ def attribution_patch(
     clean: PolicyInputs | Run,
     corrupt: PolicyInputs | Run | MeanActivations,
     site: SiteKey = "resid_pre",
-    over: Sequence[str] = ("layer", "segment"),
+    over: str | Sequence[str] = ("layer", "segment"),
     metric: Metric | None = None,
     *,
     direction: Direction = "denoise",
@@ -60,7 +60,7 @@ def attribution_patch(
     if vla.cfg.variant != "l1":
         why = "a diffusion head runs many times per query" if vla.cfg.variant == "diffusion" else "a token is chosen"
         raise ValueError(f"no gradient reaches through a {vla.cfg.variant} policy's action: {why}")
-    metric = metric or action_delta()
+    metric = action_delta() if metric is None else checked(metric)
     split = Split.of(over, segments, tokens, heads, block)
     base, source = sides(clean, corrupt, direction)
     sites = sites_of(vla, site, split)

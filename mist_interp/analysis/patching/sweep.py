@@ -27,7 +27,7 @@ import torch
 import xarray as xr
 
 from mist_interp.analysis.head import live_edits
-from mist_interp.analysis.metrics import Labels, Metric, action_delta
+from mist_interp.analysis.metrics import Labels, Metric, action_delta, checked
 from mist_interp.analysis.patching.cells import Cells, Split, head_axis, plan_cells
 from mist_interp.analysis.patching.folder import SweepFolder
 from mist_interp.analysis.patching.forward import PatchedRuns, Source
@@ -50,7 +50,7 @@ def patch(
     clean: PolicyInputs | Run,
     corrupt: PolicyInputs | Run | MeanActivations,
     site: SiteKey = "resid_pre",
-    over: Sequence[str] = ("layer", "segment"),
+    over: str | Sequence[str] = ("layer", "segment"),
     metric: Metric | None = None,
     *,
     direction: Direction = "denoise",
@@ -74,8 +74,11 @@ def patch(
         vla: the policy; edits that are live on it are live in every run.
         clean: one query per pair.
         corrupt: as many queries; or one of the other kinds of runs (`mist_interp.analysis.patching.runs`).
-        site: a name, for all layers; `("resid_pre", [0, 4, 8])` for some; `("z", 3)` for one.
-        over: axes of the grid, among layer, segment, token, camera + row + col, head
+        site: a name, for all layers; `("resid_pre", [0, 4, 8])` for some; `("z", 3)` for one. Possible is what the
+            blocks of the language model hold per token (hook_embed, resid_*, attn_out, mlp_out, q, k, v, z, result,
+            mlp.*, ln1.*, ln2.*), ln_final.* with `reuse=False`, and the image patches at projector.hook_out; not
+            attention (pattern, attn_scores), the vision towers, proprio.*, logits and the action head.
+        over: axes of the grid, or one, among layer, segment, token, camera + row + col, head
             (`mist_interp.analysis.patching.cells`).
         metric: what is read off the action; default: every dimension, mean over the chunk.
         direction: "denoise" patches clean values into the corrupt run, "noise" corrupt ones into the clean run.
@@ -95,11 +98,12 @@ def patch(
 
     Raises:
         UnknownName: an axis, site, token, head or dimension that does not exist.
-        ValueError: runs that cannot be exchanged: different batch sizes, or prompts of different lengths at the tokens
-            asked for (the message says which tokens can be); a live function with `out`.
+        TypeError: a metric that is no `Metric`.
+        ValueError: a site that holds no tokens; runs that cannot be exchanged: different batch sizes, or prompts of
+            different lengths at the tokens asked for (the message says which can be); a live function with `out`.
         OtherSweep: `out` holds a sweep with other settings.
     """
-    metric = metric or action_delta()
+    metric = action_delta() if metric is None else checked(metric)
     split = Split.of(over, segments, tokens, heads, block)
     base, source = sides(clean, corrupt, direction)
     _check_noise(vla, base, source)

@@ -83,6 +83,7 @@ def test_read_states_join_the_runs_of_base_openvla():
         ("t0", ValueError, "t0.dx"),
         ({"dz": 0.0}, ValueError, "no number any weight"),
         ({}, ValueError, "no number any weight"),
+        (["t0.dz"], TypeError, "numbers with weights.*given a list"),
     ],
 )
 def test_wrong_targets(target, error, text):

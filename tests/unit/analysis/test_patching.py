@@ -260,7 +260,11 @@ def test_a_grid_is_saved_with_its_shares(tmp_path) -> None:
         ({"site": "hook_embed"}, ValueError, "no layers"),
         ({"site": "blocks.*.hook_resid_*"}, ValueError, "several kinds"),
         ({"site": "ln_final.hook_normalized", "over": ("segment",)}, ValueError, "after all blocks"),
-        ({"site": "siglip.resid_post"}, ValueError, "no tokens of the sequence"),
+        ({"site": "siglip.resid_post"}, ValueError, "inside one vision tower.*cells are tokens of the sequence"),
+        ({"site": "pattern"}, ValueError, "pair of query and key.*cells are tokens of the sequence"),
+        ({"site": "action_head.hook_in", "over": ("segment",)}, ValueError, "steps of a chunk"),
+        ({"metric": lambda chunk: chunk.values}, TypeError, "function without a name"),
+        ({"metric": "dz"}, TypeError, "a str; give action_delta"),
         ({"site": "resid_pree"}, UnknownName, "resid_pre"),
         ({"segments": ["wirst"]}, UnknownName, "wrist"),
         ({"direction": "both"}, ValueError, "denoise"),
@@ -276,6 +280,32 @@ def test_what_cannot_be_is_refused(options, error, match) -> None:
     clean, corrupt = pairs(vla)
     with pytest.raises(error, match=match):
         patch(vla, clean, corrupt, **options)
+
+
+def test_one_axis_needs_no_tuple_and_the_possible_sites_are_possible() -> None:
+    vla = make()
+    clean, corrupt = (side[0] for side in pairs(vla))
+    options = {"metric": action_delta("dz"), "tokens": "wrist"}
+    one, same = (patch(vla, clean, corrupt, over=over, **options) for over in ("layer", ("layer",)))
+    assert one.values.equals(same.values) and one.values.dims == ("layer",)
+    names = [
+        "hook_embed",
+        "resid_mid",
+        "attn_out",
+        "mlp_out",
+        "q",
+        "k",
+        "v",
+        "z",
+        "result",
+        "mlp.pre",
+        "ln1.normalized",
+    ]
+    for name in [*names, "projector.hook_out"]:
+        patch(
+            vla, clean, corrupt, name, over=() if name in ("hook_embed", "projector.hook_out") else "layer", **options
+        )
+    patch(vla, clean, corrupt, "ln_final.hook_normalized", over="segment", metric=action_delta("dz"), reuse=False)
 
 
 def test_pairs_must_be_pairs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mist_interp.analysis.metrics import Metric, action_delta
+from mist_interp.analysis.metrics import Metric, action_delta, l1_to
 from mist_interp.core.actions import ACTION_NAMES, ActionChunk
 from mist_interp.core.errors import UnknownName
 
@@ -33,6 +33,20 @@ def test_names_tell_metrics_apart() -> None:
     given = [(None, "mean"), ("dz", "mean"), ("dz", 0), ("dz", "all"), (["dz", "dx"], "mean")]
     assert len({action_delta(dims, step=step).name for dims, step in given}) == len(given)
     assert action_delta("dz").unit != action_delta("dz", normalized=True).unit
+
+
+def test_distance_to_a_demonstration() -> None:
+    actions = VALUES[0] - torch.tensor([[1.0], [-2.0], [0.0]])
+    metric = l1_to(actions.numpy())
+    torch.testing.assert_close(metric(CHUNK)[0], torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(metric(CHUNK)[1], (VALUES[1] - actions).abs().mean(0))
+    assert metric.labels(CHUNK) == {"dim": list(ACTION_NAMES)} and metric.unit == "robot units"
+    assert metric.name != l1_to(actions + 1).name and metric.name == l1_to(actions).name
+    with pytest.raises(ValueError, match=r"\(2, 7\).*\(3, 7\)"):
+        l1_to(actions[:2])(CHUNK)
+    for bad in (VALUES, actions * float("nan")):
+        with pytest.raises(ValueError, match="finite and"):
+            l1_to(bad)
 
 
 def test_wrong_metrics() -> None:

@@ -116,12 +116,31 @@ def test_batches_change_nothing_and_discrete_policies_work() -> None:
     np.testing.assert_allclose(one.values, many.values, **CLOSE)
 
 
+def test_pairs_of_different_lengths_are_as_if_alone() -> None:
+    vla = make()
+    clean, corrupt = pairs(vla)
+    assert len(set(vla.layout(clean).lengths)) == 2
+    for options in ({"together": True}, {"receivers": [head(1, 0), head(2, 1)], "senders": [head(0, 1), mlp(0)]}):
+        grid = path_patch(vla, clean, corrupt, **options)
+        for pair in range(2):
+            alone = path_patch(vla, clean[pair], corrupt[pair], **options)
+            np.testing.assert_allclose(grid.sel(pair=pair).values, alone.values, **CLOSE)
+        assert np.nanmax(np.abs(grid.values)) > 1e-3
+    wider = PolicyInputs.cat([clean[0], clean[1]])[1:2]  # padded as its batch was
+    padded = path_patch(vla, wider, corrupt[1], components(vla), together=True)
+    np.testing.assert_allclose(padded.values, padded.full, **CLOSE)
+    whole = path_patch(vla, clean, corrupt, components(vla), together=True)
+    np.testing.assert_allclose(whole.values, whole.full, **CLOSE)
+
+
 def test_paths_that_cannot_be() -> None:
     vla = make()
     clean, corrupt = pairs(vla)
-    with pytest.raises(ValueError, match="one length"):
-        path_patch(vla, clean, corrupt)
+    with pytest.raises(ValueError, match=r"pair 0 has .* one length"):
+        path_patch(vla, clean, PolicyInputs.cat([corrupt[1], corrupt[0]]))
     clean, corrupt = clean[0], corrupt[0]
+    with pytest.raises(TypeError, match="function"):
+        path_patch(vla, clean, corrupt, metric=lambda chunk: chunk.values)
     for options, error, match in (
         ({"senders": [head(3, 0)]}, UnknownName, "L2H0"),
         ({"senders": []}, ValueError, "empty"),
