@@ -13,7 +13,7 @@ from typing import Protocol
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.hooks import Axis
 from mist_interp.core.layout import TokenLayout
-from mist_interp.core.selectors import Selection, Selector, Target, as_range, parse
+from mist_interp.core.selectors import Selection, Selector, Target, as_range, parse, parts
 
 
 class TokenAxis(Protocol):
@@ -115,9 +115,9 @@ class StepAxis:
     def select(self, selector: Selector) -> Selection:
         """Positions of the selected tokens, the same in every sample."""
         row: list[int] = []
-        for target in _targets(selector):
+        for part, target in zip(parts(selector), _targets(selector), strict=True):
             if target.segment not in self.segments or not target.whole:
-                raise UnknownName("token", target.segment, self.segments)
+                raise UnknownName("token", part, self.segments)
             row += range(self.length) if target.segment == "all" else [self.names.index(target.segment)]
         return Selection.from_rows([row] * self.batch_size)
 
@@ -201,4 +201,4 @@ def axis_of(kind: Axis, layout: TokenLayout, length: int | None = None, step: in
 
 
 def _targets(selector: Selector) -> list[Target]:
-    return [parse(part) for part in ([selector] if isinstance(selector, str) else selector)]
+    return [parse(part) for part in parts(selector)]

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Int
 from mist_interp.core.actions import ACTION_NAMES
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.regions import covered
-from mist_interp.core.selectors import Selection, Selector, Target, as_range, parse
+from mist_interp.core.selectors import Selection, Selector, Target, as_range, parse, parts
 
 CAMERAS = ("agentview", "wrist")
 SEGMENTS = ("all", "bos", "vision", "proprio", "timestep", "text", "action_slot", "action_read", "stop")
@@ -155,8 +155,7 @@ class TokenLayout:
             IndexError: a patch or chunk step outside.
             ValueError: the selector does not follow the grammar (`mist_interp.core.selectors`).
         """
-        parts = selector if isinstance(selector, str) or not isinstance(selector, Sequence) else tuple(selector)
-        return _select(self, parts)
+        return _select(self, parts(selector))
 
     def mask(self, selector: Selector) -> Bool[torch.Tensor, "batch {self.length}"]:
         """True at the selected tokens."""
@@ -221,13 +220,17 @@ class TokenLayout:
 
     def labels(self, selector: Selector = "all", sample: int = 0) -> list[str]:
         """One readable label per selected token of one sample: "agentview r3c11", "'bowl'", "read t0.dz"."""
-        selection = self.select(selector)
-        names = _labels(self, sample)
-        positions = selection.index[sample][selection.valid[sample]].tolist()
-        if isinstance(selector, str) and parse(selector).segment == "action_read" and not self.autoregressive:
-            first = self._span("action_read", sample).start
-            return [f"read {self._action_label(position - first)}" for position in positions]
-        return [names[position] for position in positions]
+        self.select(selector)  # refuses parts that overlap
+        names, found = _labels(self, sample), []
+        for part in parts(selector):
+            selection = self.select(part)
+            positions = selection.index[sample][selection.valid[sample]].tolist()
+            if parse(part).segment == "action_read" and not self.autoregressive:
+                first = self._span("action_read", sample).start
+                found += [f"read {self._action_label(position - first)}" for position in positions]
+            else:
+                found += [names[position] for position in positions]
+        return found
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
@@ -327,9 +330,9 @@ class TokenLayout:
 
 
 @lru_cache(maxsize=512)
-def _select(layout: TokenLayout, selector: str | tuple[str, ...]) -> Selection:
+def _select(layout: TokenLayout, selector: tuple[str, ...]) -> Selection:
     """Cached, because a closed loop asks the same question at every query."""
-    targets = [parse(part) for part in (selector if isinstance(selector, tuple) else (selector,))]
+    targets = [parse(part) for part in selector]
     if not targets:
         raise ValueError(f"an empty list of selectors selects nothing; this sequence has {', '.join(layout.segments)}")
     rows = []

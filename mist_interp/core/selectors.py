@@ -83,6 +83,19 @@ class Target:
         return (self.rows, self.cols, self.words, self.step, self.dim) == (None,) * 5
 
 
+def parts(selector: Selector) -> tuple[str, ...]:
+    """The strings of a selector, which is one or a list of them.
+
+    Raises:
+        ValueError: a number, a slice, or anything else that is no text.
+    """
+    listed = [selector] if isinstance(selector, str) or not isinstance(selector, Sequence) else list(selector)
+    for part in listed:
+        if not isinstance(part, str):
+            raise ValueError(f"{part!r} is no token selector, because tokens have names here: {GRAMMAR}")
+    return tuple(listed)
+
+
 def parse(selector: str) -> Target:
     """Read one selector string; which segments exist is the axis' business.
 
@@ -116,7 +129,7 @@ def parse_action(key: str) -> tuple[int | None, str | None]:
     """
     step: int | None = None
     dim: str | None = None
-    for part in key.split("."):
+    for part in key.split(".") if isinstance(key, str) else [""]:  # nothing but text has parts
         match = _STEP.match(part)
         if match and step is None:
             step = int(match[1])

@@ -179,6 +179,8 @@ class Grid:
         return _unflatten(self.activation.at(self.camera), self.activation.token_dim, grid)
 
     def __getitem__(self, place: tuple[int | slice, int | slice]) -> torch.Tensor:
+        if not (isinstance(place, tuple) and len(place) == 2):
+            raise TypeError(f"{self.camera}[{place!r}]: a patch has a row and a column, as in {self.camera}[3, 5]")
         values = self.values
         before = (slice(None),) * self.activation.token_dim
         return values[(*before, *place)]

@@ -16,7 +16,7 @@ import torch
 from mist_interp.core.axes import TokenAxis, axis_of
 from mist_interp.core.layout import TokenLayout
 from mist_interp.core.names import Catalogue, Site
-from mist_interp.core.selectors import Selection, Selector
+from mist_interp.core.selectors import Selection, Selector, parts
 from mist_interp.tracing.activation import take, token_dim
 from mist_interp.tracing.cache import ActivationCache, Entry, floating_type
 from mist_interp.tracing.plan import pick_sites
@@ -65,7 +65,7 @@ class Capture:
         """Decide what to keep; the arguments are those of `HookedVLA.run_with_cache`."""
         layout, run = policy.layout(inputs), pick_run(policy, step, stopped=stop is not None)
         sites = pick_sites(catalogue, names, tokens, stop, layout)
-        kept_tokens = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)
+        kept_tokens = tokens if tokens is None or isinstance(tokens, str) else parts(tokens)
         return Capture(sites, layout, catalogue, policy.model_id, run, kept_tokens, device, floating_type(dtype))
 
     def keep(self, site: Site, values: torch.Tensor) -> None:

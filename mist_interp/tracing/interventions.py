@@ -30,7 +30,7 @@ from torch import Tensor
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site, SiteKey
-from mist_interp.core.selectors import Selector
+from mist_interp.core.selectors import Selector, parts
 
 FORMAT = "mist_interp.edits/1"
 
@@ -63,7 +63,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         if self.tokens is not None and not isinstance(self.tokens, str):
-            object.__setattr__(self, "tokens", tuple(self.tokens))
+            object.__setattr__(self, "tokens", parts(self.tokens))
         for name in ("tokens", "heads", "neurons"):
             if getattr(self, name) == ():
                 raise ValueError(f"{self.kind}: {name}=[] selects nothing; leave it out to change all {name}")

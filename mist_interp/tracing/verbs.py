@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Layers, SiteKey
-from mist_interp.core.selectors import Selector
+from mist_interp.core.selectors import Selector, parts
 from mist_interp.tracing.cache import ActivationCache
 from mist_interp.tracing.interventions import Intervention, indices, site_keys
 from mist_interp.tracing.sources import cached_values, step_of
@@ -310,7 +310,7 @@ def knockout(
         if layers is None
         else ("attn_scores", layers if isinstance(layers, int | slice) else tuple(layers))
     )
-    chosen = keys if isinstance(keys, str) else list(keys)
+    chosen = keys if isinstance(keys, str) else list(parts(keys))
     if not chosen:
         raise ValueError("knockout: keys=[] selects nothing")
     return _made("knockout", site, queries, heads, None, step, {"keys": chosen}, {})
@@ -329,7 +329,7 @@ def _made(
     options: dict[str, Any],
     tensors: dict[str, Tensor],
 ) -> Intervention:
-    chosen = tokens if tokens is None or isinstance(tokens, str) else tuple(tokens)
+    chosen = tokens if tokens is None or isinstance(tokens, str) else parts(tokens)
     heads, neurons = indices("head", head), indices("neuron", neuron)
     return Intervention(kind, site_keys(site), chosen, heads, neurons, step, options, tensors)
 

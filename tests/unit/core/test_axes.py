@@ -48,3 +48,11 @@ def test_decoded_tokens_of_base_openvla():
 def test_a_length_that_cannot_be_is_an_error(kind, length):
     with pytest.raises(ValueError, match="where the layout has"):
         axis_of(kind, LAYOUT, length)
+
+
+@pytest.mark.parametrize(("kind", "selector"), [("chunk", "t3.dz"), ("chunk", "action_read.t3"), ("proprio", "text")])
+def test_an_unknown_token_is_quoted_as_it_was_written(kind, selector):
+    with pytest.raises(UnknownName, match=f"unknown token '{selector}'"):
+        axis_of(kind, LAYOUT).select(selector)
+    with pytest.raises(ValueError, match="tokens have names here"):
+        axis_of(kind, LAYOUT).select(3)

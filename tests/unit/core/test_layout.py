@@ -216,3 +216,22 @@ def test_regions_of_a_grid_of_boxes_partition_the_picture(layout, data):
     row, col = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
     inner = (row / rows, col / cols, (row + 1) / rows, (col + 1) / cols)
     assert layout.region(camera, inner, cover=0.99) == (layout.patch(camera, row, col),)
+
+
+def test_labels_of_a_list_are_those_of_its_parts():
+    layout = TokenLayout.build([5, 7], 2, (2, 3), True)
+    wanted = [*layout.labels("proprio"), *layout.labels("action_read.t0"), *layout.labels("stop")]
+    assert wanted[1] == "read t0.dx"
+    assert layout.labels(["proprio", "action_read.t0", "stop"]) == wanted
+    assert layout.labels(["action_read.t0"]) == layout.labels("action_read.t0")
+    text = [len(layout.labels(["text", "bos"], sample=b)) for b in (0, 1)]
+    assert text == [5, 7]
+    with pytest.raises(ValueError, match="overlap"):
+        layout.labels(["action_read", "action_slot"])
+
+
+@pytest.mark.parametrize("selector", [3, slice(0, 2), [3], ["text", ["bos"]], None])
+def test_positions_are_no_selectors(selector):
+    layout = TokenLayout.build([5, 7], 2, (2, 3), True)
+    with pytest.raises(ValueError, match="is no token selector, because tokens have names here"):
+        layout.select(selector)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.tracing import HookedVLA
+from mist_interp.tracing import HookedVLA, scale
 from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.engine import _demand_finite
 
@@ -282,3 +282,26 @@ def test_a_trace_knows_the_names(make_vla):
     assert torch.equal(heads, cache["result", 3]) and torch.equal(action.values, plain.values)
     with pytest.raises(AttributeError, match="'resid_pots'"), vla.trace(inputs) as t:
         t.resid_pots[1]
+
+
+# -- positions and numbers where names are meant
+
+
+def test_positions_are_answered_with_names(vla, inputs):
+    _, cache = vla.run_with_cache(inputs, names=[RESID, "action_head.in"])
+    named = cache[RESID]
+    for tokens in (3, slice(0, 4), [0, 1]):
+        for call in (
+            lambda tokens=tokens: vla.run_with_cache(inputs, names=RESID, tokens=tokens),
+            lambda tokens=tokens: vla.run_with_hooks(inputs, [(RESID, half, tokens)]),
+            lambda tokens=tokens: scale(RESID, 2.0, tokens),
+            lambda tokens=tokens: named.at(tokens),
+        ):
+            with pytest.raises(ValueError, match="tokens have names here"):
+                call()
+    for key in (0, ("t3", "dz")):
+        with pytest.raises(ValueError, match='is no action token; write "t3"'):
+            named.action[key]
+    for place in (3, (1, 2, 3)):
+        with pytest.raises(TypeError, match="a patch has a row and a column"):
+            named.agentview[place]
