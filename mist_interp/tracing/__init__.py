@@ -11,9 +11,14 @@ For users of TransformerLens, nnterp and nnsight, what is called what:
     get_token_position                       layout.find("bowl"), .patch(camera, row, col), .region(camera, box or mask)
     cfg                                      vla.cfg
     run_with_cache(names_filter, pos_slice)  vla.run_with_cache(names, tokens, stop_at_layer, device, dtype, step, when)
+    hook_q, hook_rot_q; hook_k, hook_rot_k   "q", "k": after the rotation; those before it have no name here
+    hook_normalized (norm weight left out)   "ln1.normalized", "ln2.normalized", "ln_final.normalized": its weight
+                                             included, as the next module reads it
     incl_bwd                                 vla.run_with_gradients(inputs, metric, names)
-    run_with_hooks, hooks, list_hooks        the same; vla.edits(), vla.changes()
-    cache[...], items, batch slice, to       the same; also select, nbytes, stack, save, load
+    run_with_hooks, hooks                    the same; vla.changes() says what they did
+    list_hooks                               vla.edits()
+    cache[...], items, batch slice, to       the same; also select, nbytes, save, load
+    stack_activation                         cache.stack
     accumulated_resid, decompose_resid, stack_head_results, stack_neuron_results, get_full_resid_decomposition
                                              the same, of the cache; a row "rest" where asked for
     apply_ln_to_stack                        two functions, because they answer different questions:
@@ -24,6 +29,7 @@ For users of TransformerLens, nnterp and nnsight, what is called what:
     activation collectors                    mist_interp.collect; collect_rollouts while the policy acts
     skip_layers, steer                       vla.skip(layers), add(...), mist_interp.steering
     layers_output[5], attentions_output[5]   with vla.trace(inputs) as t: t.resid_post[5], t.attn_out[5], t.action
+    .save() in a trace                       what is read by name is kept; x = t.save(x) for what is computed from it
     attention_probabilities                  "pattern"; "attn_scores" before the softmax
     ModuleAccessor                           vla.module("blocks.5.attn"), vla.sites_at("blocks.5.attn")
     scan                                     vla.shapes(inputs)
@@ -48,7 +54,8 @@ What is refused, and why:
     patchscope, patch_object_attn_lens       they ask a language model to speak; here the state would have to act. Keys
                                              and values of another scene: patch_from(cache, [("k", 3), ("v", 3)],
                                              tokens="agentview"), for all queries alike
-    evaluations (IOI, induction)             LIBERO itself: mist_interp.evaluation; targets of probes: mist_interp.probing
+    evaluations (IOI, induction)             LIBERO itself: mist_interp.evaluation; targets of probes:
+                                             mist_interp.probing
 """
 
 from __future__ import annotations
