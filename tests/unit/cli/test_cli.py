@@ -41,6 +41,12 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert ended.value.code == 0 and "usage: mist" in capsys.readouterr().out
 
 
+def test_a_reader_may_stop_reading() -> None:
+    command = f'{sys.executable} -c \'from mist_interp.cli import main; raise SystemExit(main(["eval", "--help"]))\''
+    run = subprocess.run(["sh", "-c", f"{command} | head -1"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("usage") and run.stderr == ""
+
+
 def test_a_wrong_command_is_answered_with_the_near_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evla"]) == 2
     assert "did you mean 'eval'" in capsys.readouterr().err
