@@ -167,7 +167,7 @@ def test_one_503_anywhere_is_survived(hub: LocalHub, store: RolloutStore, place:
 def test_a_hub_that_stays_busy_is_an_error_and_the_same_call_completes(
     hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "BATCH_FILES", 4)
+    monkeypatch.setattr(remote, "BATCH_FILES", 7)
     asked = {"commits": 0}
 
     def fail_from_the_second_commit_on() -> None:
