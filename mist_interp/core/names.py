@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
+from numbers import Integral
+from typing import Any
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.hooks import BY_PATTERN, HOOKS, ORDER, Hook, Stack
@@ -136,7 +138,7 @@ class Catalogue:
             UnknownName: a key that matches nothing.
             ValueError: nothing was asked for, or a site that this policy does not have.
         """
-        single = isinstance(keys, str | Site) or _is_pair(keys) or not isinstance(keys, Iterable)
+        single = isinstance(keys, str | Site) or is_pair(keys) or not isinstance(keys, Iterable)
         if single and isinstance(keys, str | Site):
             if keys not in self._expanded:
                 self._expanded[keys] = tuple(sorted(set(self._expand(keys)), key=lambda site: site.order))
@@ -162,7 +164,7 @@ class Catalogue:
     def _expand(self, key: object) -> list[Site]:
         if isinstance(key, Site):
             return [self._present(key.hook, key.layer)]
-        if isinstance(key, tuple) and _is_pair(key):
+        if isinstance(key, tuple) and is_pair(key):
             hook = _named(key[0])
             return [self._present(hook, layer) for layer in self._layers(hook, key[1])]
         if callable(key):
@@ -200,7 +202,7 @@ class Catalogue:
                 wanted = f"{layers.start}:{layers.stop}"
                 raise ValueError(f"layers {wanted} of {hook.short} are none; there are 0..{depth - 1}")
             return picked
-        return [layers] if isinstance(layers, int) else list(layers)
+        return [int(layer) for layer in ([layers] if isinstance(layers, Integral) else list(layers))]  # type: ignore[arg-type]
 
     def _depth(self, hook: Hook) -> int:
         self._refuse_absent(hook)
@@ -220,13 +222,29 @@ class Catalogue:
             raise ValueError(f"{hook.pattern} is not available: {self.absent[hook.pattern]}")
 
 
-def _is_pair(key: object) -> bool:
-    """Whether `key` is a short name with layers, and not a list of two keys."""
+def is_pair(key: object) -> bool:
+    """Whether `key` is a short name with layers, and not a list of two keys.
+
+    Raises:
+        ValueError: it can be neither, because its second part has no layer or something that is none.
+    """
     if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str)):
         return False
     layers = key[1]
-    listed = isinstance(layers, list | tuple | range) and len(layers) > 0 and all(isinstance(i, int) for i in layers)
-    return isinstance(layers, int | slice) or listed
+    if is_whole(layers) or isinstance(layers, slice):
+        return True
+    listed = list(layers) if isinstance(layers, list | tuple | range) else []
+    if listed and all(map(is_whole, listed)):
+        return True
+    if isinstance(layers, str | Site) or callable(layers) or (isinstance(layers, tuple) and is_pair(layers)):
+        return False
+    wrong = "names no layer" if isinstance(layers, list | tuple | range) and not listed else "has no such layers"
+    raise ValueError(f"{key!r} {wrong}: give a whole number, a list, a range or a slice of them")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of Python or of numpy; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ class ActivationCache:
             UnknownName: no such name, or it was not captured.
             ValueError: the key names several captured sites.
         """
-        if isinstance(key, int | slice):
-            return self._samples(key)
+        if isinstance(key, int | Integral | slice):
+            return self._samples(key if isinstance(key, slice) else int(key))
         site = self._captured(key)
         return NamedActivation.wrap(self.entries[site].values, site, self.entries[site].axis, self.tokens)
 
@@ -181,7 +182,8 @@ class ActivationCache:
             axis = entry.axis[rows]
             # Padding that only the samples left out needed goes with them.
             length = axis.length if self.tokens is None else axis.select(self.tokens).index.shape[1]
-            values = entry.values[rows].narrow(token_dim(site), 0, length)
+            chosen = entry.values[rows] if span.step > 0 else entry.values[list(span)]  # torch cannot slice backwards
+            values = chosen.narrow(token_dim(site), 0, length)
             if site.hook.axis == "pattern":
                 # Keys are those of the whole sequence, whichever queries were kept. Tokens that base OpenVLA generated
                 # come after the padding.

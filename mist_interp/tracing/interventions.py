@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
-from mist_interp.core.names import Site, SiteKey
+from mist_interp.core.names import Layers, Site, SiteKey, is_pair
 from mist_interp.core.selectors import Selector, parts
 
 FORMAT = "mist_interp.edits/1"
@@ -191,28 +193,26 @@ def site_keys(site: SiteKey | Iterable[SiteKey]) -> tuple[SiteKey, ...]:
     """One key or several, as a tuple of keys whose layers are plain numbers."""
     if callable(site):
         raise TypeError("an edit that is data has names for its sites, not a function: give vla.sites(function)")
-    keys = [site] if isinstance(site, str | Site) or _is_short_form(site) else list(site)
+    keys = [site] if isinstance(site, str | Site) or is_pair(site) else list(site)
     if not keys:
         raise ValueError("no site was named; an empty list would edit nothing")
     return tuple(_plain_key(key) for key in keys)
 
 
-def _is_short_form(key: Any) -> bool:
-    if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str)):
-        return False
-    layers = key[1]
-    return isinstance(layers, int | slice | range) or (
-        isinstance(layers, list | tuple) and bool(layers) and all(isinstance(layer, int) for layer in layers)
-    )
-
-
 def _plain_key(key: Any) -> SiteKey:
     if isinstance(key, str | Site):
         return str(key)
-    if not _is_short_form(key):
+    if not is_pair(key):
         raise UnknownName("site", key, ["'blocks.3.hook_resid_post'", "('resid_post', 3)", "'resid_post'"])
     name, layers = key
-    return name, layers if isinstance(layers, int | slice) else tuple(layers)
+    return name, plain_layers(layers)
+
+
+def plain_layers(layers: Layers) -> Layers:
+    """The same as numbers of Python, so that they can be written down."""
+    if isinstance(layers, slice | bool):  # the latter is no layer, and refused where its name is looked up
+        return layers
+    return operator.index(layers) if isinstance(layers, int | Integral) else tuple(map(int, layers))
 
 
 def _key_to_json(key: SiteKey) -> Any:

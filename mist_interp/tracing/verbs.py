@@ -32,7 +32,7 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Layers, SiteKey
 from mist_interp.core.selectors import Selector, parts
 from mist_interp.tracing.cache import ActivationCache
-from mist_interp.tracing.interventions import Intervention, indices, site_keys
+from mist_interp.tracing.interventions import Intervention, indices, plain_layers, site_keys
 from mist_interp.tracing.sources import cached_values, step_of
 
 Sites = SiteKey | Iterable[SiteKey]
@@ -276,7 +276,10 @@ def skip(layers: Layers, tokens: Selector | None = None, *, step: int | str | No
     A block adds `attn_out` and `mlp_out` to the stream; a skipped one adds zero. Its inside still runs, so that its
     activations can be read, and edits inside it still act.
     """
-    both = [("attn_out", _plain(layers)), ("mlp_out", _plain(layers))]
+    plain = plain_layers(layers)
+    if plain == ():
+        raise ValueError(f"skip: layers={layers!r} names no layer")
+    both = [("attn_out", plain), ("mlp_out", plain)]
     return _made("zero", both, tokens, None, None, step, {"as": "skip"}, {})
 
 
@@ -305,11 +308,7 @@ def knockout(
     Raises:
         ValueError: at the first forward, if a query would be left without any key.
     """
-    site = (
-        "attn_scores"
-        if layers is None
-        else ("attn_scores", layers if isinstance(layers, int | slice) else tuple(layers))
-    )
+    site = "attn_scores" if layers is None else ("attn_scores", plain_layers(layers))
     chosen = keys if isinstance(keys, str) else list(parts(keys))
     if not chosen:
         raise ValueError("knockout: keys=[] selects nothing")
@@ -332,10 +331,6 @@ def _made(
     chosen = tokens if tokens is None or isinstance(tokens, str) else parts(tokens)
     heads, neurons = indices("head", head), indices("neuron", neuron)
     return Intervention(kind, site_keys(site), chosen, heads, neurons, step, options, tensors)
-
-
-def _plain(layers: Layers) -> Layers:
-    return layers if isinstance(layers, int | slice) else tuple(layers)
 
 
 def _copied(values: Any) -> Tensor:

@@ -116,7 +116,7 @@ def test_a_layer_outside_is_refused(key):
         FULL.expand(key)
 
 
-@pytest.mark.parametrize("key", [3, None, object(), [3], ("resid_post", "3", 1), ("resid_post", 1.5)])
+@pytest.mark.parametrize("key", [3, None, object(), [3], ("resid_post", "3", 1)])
 def test_what_is_no_key_is_refused(key):
     with pytest.raises(UnknownName):
         FULL.expand(key)

@@ -185,7 +185,7 @@ def test_edits_from_a_cache_are_small_and_survive_a_file(vla, inputs, tmp_path):
         (lambda: scale("z", 2.0, step=0.5), TypeError, "number of a run"),
         (lambda: scale(lambda name: True, 2.0), TypeError, r"give vla\.sites"),
         (lambda: scale(3, 2.0), TypeError, "int"),
-        (lambda: scale([("z", 1.5)], 2.0), UnknownName, "resid_post"),
+        (lambda: scale([("z", 1.5)], 2.0), ValueError, "has no such layers"),
         (lambda: ablate("z", "means"), UnknownName, "did you mean 'mean'"),
         (lambda: ablate("z", "mean"), ValueError, "needs stats="),
         (lambda: ablate("z", "resample", stats=torch.ones(2)), ValueError, "takes no stats="),

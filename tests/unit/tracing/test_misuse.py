@@ -4,14 +4,16 @@ One test per mistake that would otherwise pass for a result.
 """
 
 import gc
+import json
 import threading
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.tracing import HookedVLA, scale
+from mist_interp.tracing import HookedVLA, Intervention, scale, skip
 from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.engine import _demand_finite
 
@@ -305,3 +307,39 @@ def test_positions_are_answered_with_names(vla, inputs):
     for place in (3, (1, 2, 3)):
         with pytest.raises(TypeError, match="a patch has a row and a column"):
             named.agentview[place]
+
+
+def test_layers_are_whole_numbers_of_any_kind(vla, inputs):
+    for layers in (np.int64(2), [np.int64(2)], (2,), np.int32(-2), range(2, 3)):
+        assert vla.sites(("resid_post", layers)) == vla.sites(("resid_post", 2))
+        edit = scale(("resid_post", layers), 2.0)
+        assert Intervention.from_dict(json.loads(json.dumps(edit.to_dict()))) == edit
+    assert vla.sites([("resid_post", 1), "embed"]) == vla.sites(("embed", ("resid_post", 1)))
+    assert skip(np.int64(2)) == skip(2) and skip([np.int64(2)]) == skip([2])
+    _, stopped = vla.run_with_cache(inputs, names="embed", stop_at_layer=np.int64(1))
+    assert len(stopped[np.int64(1)]["embed"]) == 1
+
+
+@pytest.mark.parametrize("layers", [True, [], (), range(0), [1.5], 1.0, None, [True], ["attn_out"]])
+def test_what_is_no_layer(vla, inputs, layers):
+    for call in (
+        lambda: vla.run_with_cache(inputs, names=("resid_post", layers)),
+        lambda: vla.run_with_cache(inputs, names=["embed", ("resid_post", layers)]),
+        lambda: vla.run_with_hooks(inputs, [(("resid_post", layers), half)]),
+        lambda: scale(("resid_post", layers), 2.0),
+        lambda: scale(["embed", ("resid_post", layers)], 2.0),
+    ):
+        with pytest.raises(ValueError, match=r"\('resid_post', .*\) (names no layer|has no such layers): give a whole"):
+            call()
+    for nothing in ([], ()):
+        with pytest.raises(ValueError, match="names no layer"):
+            vla.skip(nothing)
+    with pytest.raises(ValueError, match="has no such layers"):
+        vla.skip(True)
+
+
+def test_samples_backwards(vla, inputs):
+    _, cache = vla.run_with_cache(inputs, names=[RESID, "pattern"])
+    back = cache[::-1]
+    assert torch.equal(back[RESID], cache[RESID].values.flip(0)) and back.layout == cache.layout[::-1]
+    assert torch.equal(back[1]["pattern", 0], cache[0]["pattern", 0])
