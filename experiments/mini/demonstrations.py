@@ -5,8 +5,8 @@ task is used, so all of them stay free for evaluation. Two drivers:
 
 - ``expert``: the scripted expert drives, with noise on what is executed and none on what is recorded (DART);
 - a policy folder: the policy drives and the expert labels the visited states with what it would do for the next
-  eight steps, computed on a fork of the simulator (DAgger). Some chunks are driven by the expert, so that late phases
-  are seen.
+  eight steps, computed on a fork of the simulator (DAgger); of a policy with single actions, for the next step. Some
+  turns of four to eight steps are driven by the expert, so that late phases are seen.
 
 One file per episode; the same command goes on where it stopped.
 
@@ -48,11 +48,11 @@ class Arguments:
     policy: Path | None = None
     """Policy folder that drives (DAgger); the expert drives without it."""
     expert_share: float = 0.3
-    """Share of chunks that the expert drives although a policy is given."""
+    """Share of turns that the expert drives although a policy is given."""
     first_seed: int = 10_000
     """Seed of the first scene; each round of DAgger takes its own range."""
     every: int = 4
-    """Look at the scene every so many control steps (expert driver)."""
+    """Record the scene every so many control steps; a policy with chunks records every look."""
     shard: str = "0/1"
     """This process's part of the work."""
 
@@ -126,29 +126,42 @@ def by_policy(env: LiberoEnv, rng: np.random.Generator, policy, arguments: Argum
     from mist_interp.core.actions import to_env_action
 
     expert = Expert(env)
+    size = policy.config.chunk_size
     looks, chunks = [], []
     success, step = False, 0
     while step < env.task.max_steps and not success:
-        observation = env.observe()
-        looks.append(look(env, expert, observation))
-        fork = env.save()
-        label = []
-        for _ in range(CHUNK):
-            label.append(expert.act())
-            env.step(label[-1])
-        env.restore(fork)
-        chunks.append(np.stack(label))
-        driven = chunks[-1]
-        if rng.random() > arguments.expert_share:
-            with torch.no_grad():
-                out = policy(policy.prepare(observation, env.task.instruction))
-            driven = to_env_action(out.values[0]).numpy()
-        for action in driven[: int(rng.integers(4, CHUNK + 1))]:
-            success = env.step(np.clip(action, -1, 1)).success
-            step += 1
-            if success:
-                break
+        expert_drives = rng.random() <= arguments.expert_share
+        left = int(rng.integers(4, CHUNK + 1))
+        while left and not success:
+            observation = env.observe()
+            label = ahead(env, expert, size)
+            if size > 1 or step % arguments.every == 0:
+                looks.append(look(env, expert, observation))
+                chunks.append(label)
+            driven = label
+            if not expert_drives:
+                with torch.no_grad():
+                    out = policy(policy.prepare(observation, env.task.instruction))
+                driven = to_env_action(out.values[0]).numpy()
+            for action in driven[:left]:
+                success = env.step(np.clip(action, -1, 1)).success
+                step, left = step + 1, left - 1
+                if success:
+                    break
     return stack(looks) | {"chunk": np.stack(chunks), "success": np.bool_(success)}
+
+
+def ahead(env: LiberoEnv, expert: Expert, steps: int) -> np.ndarray:
+    """The expert's next actions from here, (steps, 7); the environment is as before."""
+    if steps == 1:
+        return expert.act()[None]
+    fork = env.save()
+    label = []
+    for _ in range(steps):
+        label.append(expert.act())
+        env.step(label[-1])
+    env.restore(fork)
+    return np.stack(label)
 
 
 def look(env: LiberoEnv, expert: Expert, observation: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:

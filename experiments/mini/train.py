@@ -9,6 +9,8 @@ rate follows the share of the time budget that is used up; state is saved every 
 continues.
 
     python experiments/mini/train.py --demos runs/mini/demos --out runs/mini/policy --minutes 60
+
+What depends on the kind of policy is a `Lesson`; `train_base.py` has the one of the policy that speaks in tokens.
 """
 
 import os
@@ -20,7 +22,7 @@ import json
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.libero.suite import LiberoSuite
-from mist_interp.models import OpenVLAPolicy, Processor, save_policy, small_config, word_tokenizer
+from mist_interp.models import OpenVLAPolicy, Processor, load_policy, save_policy, small_config, word_tokenizer
 from mist_interp.models.normalization import normalize
 
 CROP = math.sqrt(0.9)
@@ -62,11 +64,40 @@ class Arguments:
     """Seed of initialisation and order."""
 
 
-class Demonstrations:
-    """All samples of the episode files, in memory."""
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt: the kind of policy, what it sees and says, and how an answer is judged. Here: OpenVLA-OFT's.
 
-    def __init__(self, folders: tuple[Path, ...]) -> None:
-        self.folders = folders
+    Attributes:
+        fields: of `small_config`, where they differ from a policy that regresses chunks.
+        cameras: pictures of a sample, the third-person view first.
+        chunk: actions of a sample.
+        start: policy whose weights are taken over wherever names and shapes agree; None starts from random ones.
+    """
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    cameras: int = 2
+    chunk: int = 8
+    start: str | None = None
+
+    def places(self, picked: dict[str, np.ndarray]) -> Tensor:
+        """What the auxiliary loss regresses: bowl and plate from the hand, in decimetres, (samples, 6)."""
+        return 10 * torch.from_numpy(np.concatenate([picked["bowl"], picked["plate"]], axis=1)).float()
+
+    def answer(self, policy: OpenVLAPolicy, inputs: PolicyInputs, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the actions (a scalar), and the states that tell where things are, (samples, hidden)."""
+        states: list[Tensor] = []
+        with policy.action_head.register_forward_pre_hook(lambda _, given: states.append(given[0])):
+            error = (policy(inputs).normalized - target).abs()
+        error[..., 6] *= 2  # its range is half that of the others
+        return error.mean(), states[0].mean(1)
+
+
+class Demonstrations:
+    """All samples of the episode files, in memory, as far as a lesson needs them."""
+
+    def __init__(self, folders: tuple[Path, ...], lesson: Lesson) -> None:
+        self.folders, self.lesson = folders, lesson
         self.files: set[Path] = set()
         self.episodes: list[dict[str, np.ndarray]] = []
 
@@ -81,6 +112,8 @@ class Demonstrations:
                 episode = {name: content[name] for name in content.files}
             if len(episode.get("chunk", ())):
                 episode["task"] = np.full(len(episode["chunk"]), episode["task"])
+                episode["chunk"] = episode["chunk"][:, : self.lesson.chunk]
+                episode["images"] = episode["images"][:, : self.lesson.cameras].copy()
                 self.episodes.append(episode)
             self.files.add(file)
         if new:
@@ -144,8 +177,8 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
 class Batches:
     """Shuffled, augmented batches as the policy takes them."""
 
-    def __init__(self, policy: OpenVLAPolicy, seed: int) -> None:
-        self.policy = policy
+    def __init__(self, policy: OpenVLAPolicy, lesson: Lesson, seed: int) -> None:
+        self.policy, self.lesson = policy, lesson
         self.rng = torch.Generator().manual_seed(seed)
         processor = policy.processor
         assert processor is not None
@@ -156,29 +189,43 @@ class Batches:
         self.mean, self.std = (torch.tensor(rows).reshape(2, 3, 1, 1) for rows in (scaling.means, scaling.stds))
 
     def __call__(self, samples: dict[str, np.ndarray], rows: Tensor) -> tuple[PolicyInputs, Tensor, Tensor]:
-        """Inputs, normalised target chunks, and target positions (bowl and plate from the hand, in decimetres)."""
+        """Inputs, normalised target chunks, and the positions of the lesson."""
         picked = {name: values[rows.numpy()] for name, values in samples.items()}
         images = torch.from_numpy(picked["images"]).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         images = augment(images, self.rng)
         towers = (images[:, None] - self.mean) / self.std
         pixels = towers.reshape(len(rows), -1, *images.shape[-2:])
-        proprio = torch.from_numpy(picked["proprio"]).float()
-        low, high = (torch.tensor(getattr(self.policy.bounds("proprio"), end)) for end in ("low", "high"))
-        proprio = proprio + 0.01 * (high - low) * torch.randn(proprio.shape, generator=self.rng)
         task = torch.from_numpy(picked["task"])
-        inputs = PolicyInputs(self.ids[task], self.mask[task], pixels, proprio)
+        state = self.robot_state(picked["proprio"]) if self.policy.config.use_proprio else None
+        inputs = PolicyInputs(self.ids[task], self.mask[task], pixels, state)
         target = normalize(torch.from_numpy(dataset_actions(picked["chunk"])), self.policy.bounds("action")).float()
-        places = 10 * torch.from_numpy(np.concatenate([picked["bowl"], picked["plate"]], axis=1)).float()
-        return inputs, target, places
+        return inputs, target, self.lesson.places(picked)
+
+    def robot_state(self, proprio: np.ndarray) -> Tensor:
+        """Robot states with noise of a hundredth of their range."""
+        state = torch.from_numpy(proprio).float()
+        low, high = (torch.tensor(getattr(self.policy.bounds("proprio"), end)) for end in ("low", "high"))
+        return state + 0.01 * (high - low) * torch.randn(state.shape, generator=self.rng)
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: Arguments, lesson: Lesson | None = None) -> None:
     """Train until the time budget is spent."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(work, (arguments, f"file://{folder}/meeting"), nprocs=arguments.workers)
+        given = (arguments, lesson or Lesson(), f"file://{folder}/meeting")
+        multiprocessing.spawn(work, given, nprocs=arguments.workers)
 
 
-def work(rank: int, arguments: Arguments, meeting: str) -> None:
+def first_weights(policy: OpenVLAPolicy, start: str) -> None:
+    """Take over what fits by name and shape from another policy; the rest stays random."""
+    own = policy.state_dict()
+    fitting = {
+        name: value for name, value in load_policy(start, dtype=torch.float32).state_dict().items()
+        if name in own and own[name].shape == value.shape
+    }  # fmt: skip
+    policy.load_state_dict(fitting, strict=False)
+
+
+def work(rank: int, arguments: Arguments, lesson: Lesson, meeting: str) -> None:
     """One of the processes that train together."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=arguments.workers)
@@ -186,20 +233,22 @@ def work(rank: int, arguments: Arguments, meeting: str) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     state_file = arguments.out / "training.pt"
     saved = torch.load(state_file, weights_only=True) if state_file.exists() else None
-    data = Demonstrations(arguments.demos)
+    data = Demonstrations(arguments.demos, lesson)
     data.refresh()
     tokenizer, vocabulary = word_tokenizer()
     stats = saved["statistics"] if saved else statistics(data.samples, len(data.episodes))
     torch.manual_seed(arguments.seed)
     config = small_config(
         dino=(128, 4, 2), siglip=(128, 4, 2), hidden=192, layers=4, heads=4, ffn=512,
-        vocabulary=vocabulary, norm_stats=stats,
+        vocabulary=vocabulary, norm_stats=stats, **lesson.fields,
     )  # fmt: skip
     policy = OpenVLAPolicy(config)
+    if lesson.start is not None and saved is None:
+        first_weights(policy, lesson.start)
     policy.processor = Processor(config, tokenizer)
     # Explicit attention: see the module's text. The saved policy works with any implementation.
     policy.language_model.set_attn_implementation("eager")
-    where = nn.Linear(config.llm.hidden_size, 6)
+    where = nn.Linear(config.llm.hidden_size, lesson.places(data.samples).shape[1])
     average = copy.deepcopy(policy)
     parameters = [*policy.parameters(), *where.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.rate, betas=(0.9, 0.98), weight_decay=0.02)
@@ -210,9 +259,7 @@ def work(rank: int, arguments: Arguments, meeting: str) -> None:
         where.load_state_dict(saved["where"])
         optimizer.load_state_dict(saved["optimizer"])
         update, spent = saved["update"], saved["spent"]
-    states: list[Tensor] = []
-    policy.action_head.register_forward_pre_hook(lambda _, given: states.append(given[0]))
-    batches = Batches(policy, arguments.seed + update + 1_000_003 * rank)
+    batches = Batches(policy, lesson, arguments.seed + update + 1_000_003 * rank)
     share = arguments.batch // arguments.workers
     shown = stored = tick = time.monotonic()
     losses: list[tuple[float, float]] = []
@@ -225,13 +272,10 @@ def work(rank: int, arguments: Arguments, meeting: str) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = arguments.rate * warm * (0.5 + 0.5 * math.cos(math.pi * progress))
             inputs, target, places = batches(data.samples, order[start : start + share])
-            states.clear()
             with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-                out = policy(inputs)
-                guess = where(states[0].mean(1))
-            error = (out.normalized - target).abs()
-            error[..., 6] *= 2  # its range is half that of the others
-            loss, position = error.mean(), (guess.float() - places).abs().mean()
+                loss, states = lesson.answer(policy, inputs, target)
+                guess = where(states)
+            position = (guess.float() - places).abs().mean()
             (loss + arguments.auxiliary * (1 - progress) * position).backward()
             spent = synchronise(parameters, spent + time.monotonic() - tick, arguments.workers)
             tick = time.monotonic()
@@ -250,7 +294,7 @@ def work(rank: int, arguments: Arguments, meeting: str) -> None:
                 mean = np.mean(losses[-100:], axis=0)
                 console.print(
                     f"{spent / 60:5.1f} min, update {update}, epoch of {len(data)} samples: "
-                    f"L1 {mean[0]:.4f}, position {mean[1] / 10:.4f} m",
+                    f"loss {mean[0]:.4f}, position {mean[1] / 10:.4f} m",
                     highlight=False,
                 )
             if rank == 0 and now - stored > 120:

@@ -17,7 +17,7 @@ class Command:
     """
 
     model: tyro.conf.Positional[str] = "mini"
-    """Policy: "mini" (ships with the package), a folder with the published files, or a Hub id."""
+    """Policy: "mini" or "mini-base" (in the package), a folder with the published files, or a Hub id."""
 
     attn_implementation: Literal["sdpa", "eager"] | None = None
     """How attention is computed; both have to pass."""

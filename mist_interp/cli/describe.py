@@ -18,7 +18,7 @@ class Command:
     """A full name, a short form, or a pattern with * and ?."""
 
     model: str = "mini"
-    """Policy: "mini" (ships with the package), a folder, or a Hub id."""
+    """Policy: "mini" or "mini-base" (in the package), a folder, or a Hub id."""
 
     def run(self) -> int:
         """Print one entry per name."""

@@ -21,7 +21,7 @@ class PolicySource:
     """Where a policy lies and how it is to be loaded; None leaves a choice to `mist_interp.models.load_policy`.
 
     Attributes:
-        path_or_id: "mini", a folder, or "owner/name" on the Hugging Face Hub.
+        path_or_id: "mini", "mini-base", a folder, or "owner/name" on the Hugging Face Hub.
         device: such as `cuda`.
         dtype: `float32`, `bfloat16` or `float16`.
         attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
@@ -39,7 +39,7 @@ class PolicySource:
         """Refuse at once, without a download, what cannot be the name of a policy.
 
         Raises:
-            UnknownName: it is neither "mini" nor a folder, and no repository can be called so.
+            UnknownName: it is neither a shipped policy ("mini", "mini-base") nor a folder, and no repository can be called so.
         """
         if self.path_or_id.count("/") != 1:
             _folder(self.path_or_id)

@@ -53,7 +53,7 @@ def load_policy(
     """Load OpenVLA or OpenVLA-OFT from its published folder layout.
 
     Args:
-        path_or_id: "mini", a folder, or a repository on the Hugging Face Hub, see `resolve`.
+        path_or_id: "mini", "mini-base", a folder, or a repository on the Hugging Face Hub, see `resolve`.
         dtype: of all weights; None takes float32 below a billion parameters and bfloat16, as stored, above.
         device: where the weights go.
         attn_implementation: "sdpa", "eager" (attention patterns can be read) or "flash_attention_2".

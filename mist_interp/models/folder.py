@@ -32,7 +32,8 @@ PUBLISHED = (
 COMPONENTS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone")
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MINI = Path(__file__).parent / "mini"
+# Policies that come with the package, by the name that loads them.
+SHIPPED = {"mini": Path(__file__).parent / "mini", "mini-base": Path(__file__).parent / "mini_base"}
 TEXTS = {".md", ".txt", ".json", ".jsonl", ".py", ".yaml", ".yml", ".log"}
 
 
@@ -40,7 +41,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     """Find the folder of a policy, downloading it if it is the name of a repository on the Hugging Face Hub.
 
     Args:
-        path_or_id: "mini" (the small policy that ships with the package), a folder, or "owner/name".
+        path_or_id: "mini" or "mini-base" (small policies that come with the package), a folder, or "owner/name".
         revision: branch, tag or commit of a repository; None takes its main branch.
 
     Raises:
@@ -48,14 +49,14 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
         ValueError: a revision of something that is no repository.
         FileNotFoundError: if the repository cannot be downloaded.
     """
-    folder = MINI if str(path_or_id) == "mini" else Path(path_or_id).expanduser()
+    folder = SHIPPED.get(str(path_or_id)) or Path(path_or_id).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision={revision!r} was given, but {str(path_or_id)!r} is a folder, not a repository")
         return folder
     parts = str(path_or_id).split("/")
     if isinstance(path_or_id, Path) or len(parts) != 2 or not all(parts) or parts[0] in {".", "..", "~"}:
-        raise UnknownName("policy (no such folder)", str(path_or_id), ("mini", *PUBLISHED))
+        raise UnknownName("policy (no such folder)", str(path_or_id), (*SHIPPED, *PUBLISHED))
     from huggingface_hub import snapshot_download
 
     try:
@@ -65,7 +66,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
         raise FileNotFoundError(
             f"{str(path_or_id)!r} is not a folder here, and downloading it from the Hugging Face Hub failed "
             f"({type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else 'no reason given'}); "
-            f"possible: a folder, 'mini', or for example {listing(PUBLISHED[:2])}"
+            f"possible: a folder, {listing(SHIPPED)}, or for example {listing(PUBLISHED[:2])}"
         ) from problem
 
 

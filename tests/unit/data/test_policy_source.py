@@ -13,7 +13,7 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.data.collect import collect_rollouts
 from mist_interp.data.plan import check_workers, policy_settings, whole_numbers
 from mist_interp.data.policy_source import named_policy, resolve_policy
-from mist_interp.models.folder import MINI
+from mist_interp.models.folder import SHIPPED
 from mist_interp.tracing.hooked import HookedVLA
 
 
@@ -21,7 +21,7 @@ from mist_interp.tracing.hooked import HookedVLA
 def joint(tmp_path: Path) -> Path:
     """`mini` with statistics of three suites, as the published joint checkpoint has them of four."""
     folder = tmp_path / "joint"
-    shutil.copytree(MINI, folder)
+    shutil.copytree(SHIPPED["mini"], folder)
     file = folder / "dataset_statistics.json"
     (statistics,) = json.loads(file.read_text()).values()
     keys = ("libero_spatial_no_noops", "libero_goal_no_noops", "libero_10")
@@ -52,7 +52,7 @@ def test_a_key_that_is_given_wins(joint: Path) -> None:
 
 
 def test_the_only_statistics_serve_every_suite() -> None:
-    vla = resolve_policy(MINI, "libero_goal")
+    vla = resolve_policy(SHIPPED["mini"], "libero_goal")
     assert vla.policy.unnorm_key == "libero_spatial_no_noops" and "unnorm_key" not in policy_settings(vla)
 
 
