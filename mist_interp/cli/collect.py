@@ -38,7 +38,7 @@ class Command:
     """Folder of the store. Episodes that are there already are not run again; other settings need another folder."""
 
     model: str = "mini"
-    """Policy: "mini" (ships with the package), a folder, or a Hub id."""
+    """Policy: "mini" or "mini-base" (in the package), a folder, or a Hub id."""
 
     device: str | None = None
     """Where the policy runs, for example cuda; default: the CPU."""
@@ -102,6 +102,10 @@ class Command:
     policy_seeds: str = "0"
     """Seeds of the policy's noise (diffusion heads); each adds further units."""
 
+    perturbations: tuple[str, ...] = ("none",)
+    """What disturbs the robot: none, noise0.5 (correlated noise on every action), bias0.3 (a constant offset), push1 (a
+    bump), or several such as noise0.3+push1; each adds further units. A size of 1 is 0.05 m or 0.1 rad per step."""
+
     shard: str | None = None
     """Run part i of n, written i/n with i from 0, such as 0/4; all parts share the folder."""
 
@@ -130,6 +134,7 @@ class Command:
                 inits=self.inits if self.inits in (None, "all") else parse_numbers(self.inits or ""),
                 simulator_seeds=parse_numbers(self.seeds),
                 policy_seeds=parse_numbers(self.policy_seeds),
+                perturbations=self.perturbations,
                 quota=self.quota(),
                 protocol=Protocol(self.profile, self.resolution, self.max_steps, self.open_loop_steps),
                 shard=self.shard,

@@ -33,7 +33,7 @@ class Command:
     """Results folder. An existing run there is continued if the settings are the same."""
 
     model: str = "mini"
-    """Policy: "mini" (ships with the package), a folder, or a Hub id."""
+    """Policy: "mini" or "mini-base" (in the package), a folder, or a Hub id."""
 
     device: str | None = None
     """Where the policy runs, for example cuda; default: the CPU."""
@@ -66,7 +66,7 @@ class Command:
     threshold is the trigger."""
 
     threshold: float = math.inf
-    """The detector fires at scores from here on."""
+    """The detector fires at scores above this."""
 
     profile: Literal["fast", "faithful"] = "fast"
     """Rendering: "faithful" is pixel-equal to LIBERO's own observation; "fast" is for policies trained on it."""
@@ -85,6 +85,9 @@ class Command:
 
     policy_seeds: str = "0"
     """Seeds of the policy's noise (diffusion heads); each adds further units."""
+
+    perturbations: tuple[str, ...] = ("none",)
+    """What disturbs the robot: none, noise0.5, bias0.3, push1, or several such as noise0.3+push1; each adds units."""
 
     videos: Literal["none", "sample", "failures", "all"] = "sample"
     """"sample" films a few pairs whose outcome differs between arms, after the run, from their stored actions."""
@@ -131,6 +134,7 @@ class Command:
                 inits=parse_numbers(self.inits),
                 simulator_seeds=parse_numbers(self.seeds),
                 policy_seeds=parse_numbers(self.policy_seeds),
+                perturbations=self.perturbations,
                 protocol=Protocol(self.profile, self.resolution, self.max_steps, self.open_loop_steps),
                 detector=detector,
                 videos=self.videos,

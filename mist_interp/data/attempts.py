@@ -211,7 +211,8 @@ def write_counts(store: RolloutStore) -> RolloutStore:
     return replace(store, manifest=manifest)
 
 
-def quota_settings(quota: Quota, **pool: Sequence[Any] | str) -> dict[str, Any]:
+def quota_settings(quota: Quota, perturbations: Sequence[str], **pool: Sequence[Any] | str) -> dict[str, Any]:
     """What must be equal for episodes chosen by quotas to belong to one store; `max_attempts` may grow."""
     lists = {name: of if isinstance(of, str) else whole_numbers(name, of) for name, of in pool.items()}
-    return {"quota": {"successes": quota.successes, "failures": quota.failures, "seed": quota.seed} | lists}
+    own = {"successes": quota.successes, "failures": quota.failures, "seed": quota.seed}
+    return {"quota": own | lists | {"perturbations": list(perturbations)}}

@@ -24,6 +24,7 @@ from mist_interp.core.provenance import provenance
 from mist_interp.data.attempts import Attempts, Progress, Quota, quota_settings, write_counts
 from mist_interp.data.capture import caching_act, token_groups
 from mist_interp.data.collect_workers import run_in_processes
+from mist_interp.data.perturbation import NONE
 from mist_interp.data.plan import Protocol, check_workers, plan_units, resolve_suite, run_settings
 from mist_interp.data.policy_source import named_policy, resolve_policy
 from mist_interp.data.records import EpisodeRecord, Unit
@@ -57,6 +58,7 @@ def collect_rollouts(
     inits: Sequence[int] | str | None = None,
     simulator_seeds: Sequence[int] = (0,),
     policy_seeds: Sequence[int] = (0,),
+    perturbations: Sequence[str] = (NONE,),
     quota: Quota | None = None,
     protocol: Protocol = DEFAULT_PROTOCOL,
     shard: str | None = None,
@@ -77,6 +79,7 @@ def collect_rollouts(
         inits: start states of each task, or `all`; None takes the first ten, or all where there is a quota.
         simulator_seeds: seeds of the simulator; each makes further units.
         policy_seeds: seeds of what the policy draws (diffusion heads); each makes further units.
+        perturbations: what disturbs the robot, see `mist_interp.data.perturbation`; each makes further units.
         quota: keep so many successes and failures of each task, and run no more than it needs; None keeps all.
         protocol: render profile, step limit and the like.
         shard: `i/n`: this process runs the i-th of n parts of the units (of the tasks, where there is a quota); all
@@ -98,18 +101,21 @@ def collect_rollouts(
     vla = named_policy(vla)
     suite = resolve_suite(suite)
     inits = (tuple(range(10)) if quota is None else "all") if inits is None else inits
-    units = plan_units(suite, tasks, inits, simulator_seeds, policy_seeds)
+    units = plan_units(suite, tasks, inits, simulator_seeds, policy_seeds, perturbations)
     report = on_progress or (lambda _: None)
     if workers > 1:
         settings: dict[str, Any] = {"sites": sites, "tokens": tokens, "pool": pool, "tasks": tasks, "inits": inits}
-        settings |= {"simulator_seeds": simulator_seeds, "policy_seeds": policy_seeds, "quota": quota}
+        settings |= {"simulator_seeds": simulator_seeds, "policy_seeds": policy_seeds}
         settings |= {"protocol": protocol, "make_env": make_env, "out": out}
+        settings |= {"perturbations": perturbations, "quota": quota}
         return run_in_processes(vla, suite, units, settings, workers, report)
     policy = resolve_policy(vla, suite.name)
     groups = token_groups(policy, sites, tokens, pool)
     common = run_settings(policy, suite, protocol)
     if quota is not None:
-        common |= quota_settings(quota, inits=inits, simulator_seeds=simulator_seeds, policy_seeds=policy_seeds)
+        common |= quota_settings(
+            quota, perturbations, inits=inits, simulator_seeds=simulator_seeds, policy_seeds=policy_seeds
+        )
     store = RolloutStore.create(out, Manifest(groups, common, IID if quota is None else BALANCED))
     attempts = Attempts.plan(store, units, quota, shard)
     report(attempts.progress())

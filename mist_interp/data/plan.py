@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from mist_interp.core.errors import UnknownName
+from mist_interp.data.perturbation import NONE, parse_perturbation
 from mist_interp.data.policy_source import resolve_policy as resolve_policy
 from mist_interp.data.records import Unit
 
@@ -90,11 +91,12 @@ def plan_units(
     inits: Sequence[int] | str,
     seeds: Sequence[int],
     policy_seeds: Sequence[int] = (0,),
+    perturbations: Sequence[str] = (NONE,),
 ) -> list[Unit]:
     """All units, task by task; `tasks` and `inits` may be `all`.
 
     Raises:
-        UnknownName: a task that the suite does not have.
+        UnknownName: a task that the suite does not have, or a perturbation that there is not.
         ValueError: a start state that a task does not have, a number that is not whole, or nothing to run.
     """
     for name, value in (("tasks", tasks), ("inits", inits)):
@@ -103,6 +105,8 @@ def plan_units(
     indices = list(range(len(suite.tasks))) if isinstance(tasks, str) else whole_numbers("tasks", tasks)
     seeds, policy_seeds = whole_numbers("simulator_seeds", seeds), whole_numbers("policy_seeds", policy_seeds)
     chosen = None if isinstance(inits, str) else whole_numbers("inits", inits)
+    for perturbation in perturbations:
+        parse_perturbation(perturbation)
     units = []
     for task in indices:
         if task not in range(len(suite.tasks)):
@@ -112,7 +116,13 @@ def plan_units(
         outside = [init for init in states if init >= count]
         if outside:
             raise ValueError(f"start state {outside[0]}: task {task} of {suite.name} has 0 to {count - 1}")
-        units += [Unit(suite.name, task, i, "none", s, p) for s in seeds for p in policy_seeds for i in states]
+        units += [
+            Unit(suite.name, task, i, perturbation, s, p)
+            for s in seeds
+            for perturbation in perturbations
+            for p in policy_seeds
+            for i in states
+        ]
     if not units:
         some = "all" if chosen is None else len(chosen)
         many = f"{len(indices)} tasks, {some} start states, {len(seeds)} and {len(policy_seeds)} seeds"

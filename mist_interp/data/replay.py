@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mist_interp.data.perturbation import NONE
 from mist_interp.data.records import Decision, EpisodeRecord
 from mist_interp.data.rollout import Environment, rollout
 from mist_interp.data.store import SCHEMA_VERSION, RolloutStore
@@ -71,9 +72,9 @@ def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
         query = episode.queries[index]
         return Decision(query.executed, chunk=query.chunk, activations=query.activations)
 
-    again = rollout(
-        env, act, unit=episode.unit, instruction=episode.instruction, max_steps=episode.steps, arm=episode.arm
-    )
+    # What disturbed the robot is part of what was executed.
+    unit = replace(episode.unit, perturbation=NONE)
+    again = rollout(env, act, unit=unit, instruction=episode.instruction, max_steps=episode.steps, arm=episode.arm)
     if (again.steps, again.success) != (episode.steps, episode.success):
         raise ValueError(f"replay of {episode.key} ends otherwise than the recorded episode: {again.success}")
     queries = tuple(replace(old, hand=new.hand) for old, new in zip(episode.queries, again.queries, strict=True))
@@ -89,7 +90,7 @@ def upgrade(store: RolloutStore, out: str | Path, keys: Iterable[str] | None = N
         keys: which episodes; default: all.
 
     Raises:
-        ValueError: a replay leaves the recorded states, or an episode ran under a perturbation.
+        ValueError: a replay leaves the recorded states.
     """
     store.check_outcomes()
     new = RolloutStore.create(out, replace(store.manifest, version=SCHEMA_VERSION))
@@ -109,14 +110,8 @@ class Environments:
         self._env: Any = None
 
     def of(self, episode: EpisodeRecord) -> Any:
-        """An environment in which the episode can be replayed.
-
-        Raises:
-            ValueError: the episode ran under a perturbation.
-        """
+        """An environment in which the episode can be replayed."""
         unit = episode.unit
-        if unit.perturbation != "none":
-            raise ValueError(f"{episode.key} ran under {unit.perturbation!r}; only LIBERO as published can be replayed")
         key = (unit.suite, unit.task, unit.simulator_seed)
         if key != self._key:
             from mist_interp.libero.env import LiberoEnv

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mist_interp.data.perturbation import Disturbance
 from mist_interp.data.records import Array, ContactRecord, Decision, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
 
 Observation = Mapping[str, Any]
@@ -68,7 +69,7 @@ def rollout(
     Args:
         env: an environment of the unit's task.
         act: `act(observation, query) -> Decision`; query counts from 0. `observation` is the LIBERO dictionary.
-        unit: what is run; only `init_state` is used here, the rest is recorded.
+        unit: what is run: its `init_state` and its `perturbation` are used here, the rest is recorded.
         instruction: the sentence that `act` gives the policy; recorded.
         max_steps: control steps after settling; an episode that reaches it without success has failed.
         open_loop_steps: how many actions of a chunk are executed before the next look; None executes all.
@@ -81,6 +82,7 @@ def rollout(
         The record. Contacts and releases are the environment's at the end of the episode.
 
     Raises:
+        UnknownName: the unit has a perturbation that there is not.
         ValueError: `act` returned actions of a wrong shape or non-finite ones; the message names the query.
         Exception: whatever `env` or `act` raise; a crash is never a task failure, so nothing is swallowed here.
     """
@@ -90,6 +92,7 @@ def rollout(
         raise ValueError(
             f"open_loop_steps is {open_loop_steps}; at least 1 action must be executed before the next look"
         )
+    disturbance = Disturbance.of(unit, max_steps)
     start = time.perf_counter()
     env.reset(unit.init_state)
     if on_step:
@@ -109,10 +112,11 @@ def rollout(
         hand: list[Array] = []
         for action in actions[: min(open_loop_steps or len(actions), max_steps - step)]:
             hand.append(env.hand_motion())
-            outcome = env.step(action)
-            step += 1
+            driven = disturbance.added(action, step)
+            outcome = env.step(driven)
             # The controller clips; the record says what really drove the arm.
-            executed.append(np.clip(action, -1.0, 1.0))
+            executed.append(np.clip(driven, -1.0, 1.0))
+            step += 1
             success = bool(outcome.success)
             if on_step:
                 on_step(step, outcome)

@@ -22,14 +22,9 @@ def make_libero_env(task: Any, unit: Unit, render: dict[str, Any]) -> Any:
         task: the suite's task.
         unit: what is to be run in it.
         render: `profile` and `resolution`.
-
-    Raises:
-        ValueError: the unit asks for a perturbation, which this environment does not have.
     """
     from mist_interp.libero.env import LiberoEnv
 
-    if unit.perturbation != "none":
-        raise ValueError(f"perturbation {unit.perturbation!r} is not available; possible: 'none'")
     return LiberoEnv(task, profile=render["profile"], resolution=render["resolution"], seed=unit.simulator_seed)
 
 
@@ -48,8 +43,8 @@ class EnvironmentPool:
         self._env: Any = None
 
     def get(self, unit: Unit) -> Any:
-        """The environment of the unit's task, perturbation and simulator seed, not yet reset."""
-        key = (unit.suite, unit.task, unit.perturbation, unit.simulator_seed)
+        """The environment of the unit's task and simulator seed, not yet reset."""
+        key = (unit.suite, unit.task, unit.simulator_seed)
         if key != self._key:
             self.close()
             self._env = self._make(self._tasks[unit.task], unit, self._render)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mist_interp.data.perturbation import parse_perturbation
 from mist_interp.data.plan import whole_numbers
 from mist_interp.data.records import Unit
 
@@ -54,12 +55,15 @@ def make_plan(
     """All arms on all units, ordered task by task and unit by unit.
 
     Raises:
+        UnknownName: a perturbation that there is not.
         ValueError: nothing to run, something named twice, an index or seed that is not a whole number, or an arm name
             that cannot be a folder.
     """
     tasks, inits = whole_numbers("tasks", tasks), whole_numbers("inits", inits)
     simulator_seeds = whole_numbers("simulator_seeds", simulator_seeds)
     policy_seeds = whole_numbers("policy_seeds", policy_seeds)
+    for perturbation in perturbations:
+        parse_perturbation(perturbation)
     axes = {
         "tasks": tasks,
         "inits": inits,

@@ -18,6 +18,7 @@ import pandas as pd
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
+from mist_interp.data.perturbation import NONE
 from mist_interp.data.plan import check_workers, resolve_suite
 from mist_interp.data.policy_source import named_policy, resolve_policy
 from mist_interp.evaluation.arms import Arm, NoEdit
@@ -72,6 +73,7 @@ def evaluate(
     inits: Sequence[int] = tuple(range(10)),
     simulator_seeds: Sequence[int] = (0,),
     policy_seeds: Sequence[int] = (0,),
+    perturbations: Sequence[str] = (NONE,),
     protocol: Protocol = DEFAULT_PROTOCOL,
     detector: Detector | None = None,
     videos: str = "none",
@@ -94,6 +96,7 @@ def evaluate(
         inits: init states of each task.
         simulator_seeds: seeds of the simulator; each makes further units.
         policy_seeds: seeds of the policy's noise; each makes further units.
+        perturbations: what disturbs the robot, see `mist_interp.data.perturbation`; each makes further units.
         protocol: render profile, step limit and the like.
         detector: looks at every query of every arm; without one no trigger is logged.
         videos: `none`; `all` episodes; `failures` (no success, or a collision); `sample` films a few telling pairs of
@@ -125,6 +128,7 @@ def evaluate(
         [arm.name for arm in arms],
         simulator_seeds=simulator_seeds,
         policy_seeds=policy_seeds,
+        perturbations=perturbations,
     )
     _check_inits(suite, plan)
     for judged in (*arms, detector):

@@ -63,13 +63,16 @@ def test_killed_workers_lose_only_the_episodes_in_flight(tmp_path: Path) -> None
     assert len(store.load(("resid_post", -1), "wrist")[0]) == len(store.queries()) == 12
 
 
-def test_an_episode_can_be_replayed_from_its_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("perturbation", ["none", "noise0.6"])
+def test_an_episode_can_be_replayed_from_its_record(tmp_path: Path, perturbation: str) -> None:
     """Same start state, same actions: the simulator is in the recorded state at every query, bit for bit."""
     from mist_interp.tracing.hooked import HookedVLA
 
     suite = LiberoSuite("libero_spatial")
     vla = HookedVLA(random_policy(0).requires_grad_(False))
-    store = collect_rollouts(vla, suite, out=tmp_path, tasks=(3,), inits=(7,), protocol=PROTOCOL)
+    store = collect_rollouts(
+        vla, suite, out=tmp_path, tasks=(3,), inits=(7,), perturbations=(perturbation,), protocol=PROTOCOL
+    )
     record = store.episode(store.keys[0])
     assert record.steps == 16 and record.instruction == suite[3].instruction
     env = LiberoEnv(suite[3], resolution=64)

@@ -33,7 +33,7 @@ def test_tasks_are_blocks_and_arms_of_a_unit_are_neighbours() -> None:
 
 
 def test_rows_round_trip() -> None:
-    for episode in make_plan("s", [0, 11], [7], ["none"], perturbations=["none", "lift"], simulator_seeds=[0, 3]):
+    for episode in make_plan("s", [0, 11], [7], ["none"], perturbations=["none", "push1"], simulator_seeds=[0, 3]):
         row = episode.as_row() | {"success": True}
         assert PlannedEpisode.from_row(row) == episode
         assert row["key"] == episode.key
