@@ -40,6 +40,15 @@ class Task:
         return MAX_STEPS[self.suite]
 
     @cached_property
+    def to_move(self) -> tuple[str, ...]:
+        """Names of the objects that the goal wants somewhere; empty where it only wants something opened or turned."""
+        load_simulator()
+        from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+        goal = robosuite_parse_problem(str(self.bddl))["goal_state"]
+        return tuple(dict.fromkeys(condition[1] for condition in goal if len(condition) == 3))
+
+    @cached_property
     def init_states(self) -> Float[np.ndarray, "init state"]:
         """Flattened simulator states (time, qpos, qvel), one row per initial state (50 in most suites)."""
         return np.asarray(_benchmark(self.suite).get_task_init_states(self.index))
