@@ -21,6 +21,7 @@ COMMANDS = {
     "describe": "list the named activations of a policy, with shapes and meanings",
     "collect": "run a policy in LIBERO and store episodes with activations, resumably",
     "label": "count the per-dimension risk labels of recorded rollouts, or explain one with a picture",
+    "compact": "write recorded rollouts into few large files, readable as before",
     "push": "publish recorded rollouts as a data set on the Hugging Face Hub",
     "eval": "run a policy under several interventions on the same LIBERO episodes, resumably",
     "report": "write report.html for a results folder",

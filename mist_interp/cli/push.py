@@ -18,7 +18,8 @@ class Command:
     """Publish recorded rollouts as a data set on the Hugging Face Hub.
 
     The token comes from HF_TOKEN or from `hf auth login`. The same command finishes an interrupted push; episodes that
-    are only there stay there, so several machines may push to one data set. Examples:
+    are only there stay there, so several machines may push to one data set. Episodes are packed into large files, and
+    a set that grew sends only what is new. Examples:
 
     mist push data/mini me/mini-rollouts
 
@@ -43,6 +44,9 @@ class Command:
     replace: bool = False
     """Publish episodes that are there with other content; the history keeps the old ones."""
 
+    videos: bool = False
+    """Publish the films of the episodes as well."""
+
     def run(self) -> int:
         """Publish, and print the address."""
         from mist_interp.data.hub import push_dataset
@@ -54,6 +58,7 @@ class Command:
             revision=self.revision,
             message=self.message,
             replace=self.replace,
+            videos=self.videos,
             on_progress=_show,
         )
         print(url)

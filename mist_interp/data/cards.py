@@ -24,6 +24,11 @@ SELECTED = {
     INPUTS: "`inputs`: queries were given and nothing was run, so there are no outcomes.",
 }
 
+FILMS = (
+    "\n\n### Films\n\n{} episodes have one, `videos/<suite>-t<task>/<episode>.mp4`: frame i shows both cameras, "
+    "upright and side by side, as the policy saw them at query i (compressed, so not bit for bit)."
+)
+
 MEANINGS = {
     "episode": "key of the episode",
     "suite": "LIBERO suite",
@@ -58,7 +63,12 @@ MEANINGS = {
 
 
 def rollout_card(
-    name: str, manifest: Manifest, episodes: pd.DataFrame, schemas: Mapping[str, pa.Schema], existing: str = ""
+    name: str,
+    manifest: Manifest,
+    episodes: pd.DataFrame,
+    schemas: Mapping[str, pa.Schema],
+    existing: str = "",
+    films: int = 0,
 ) -> str:
     """The card of a rollout data set.
 
@@ -68,6 +78,7 @@ def rollout_card(
         episodes: the episodes table of all published episodes.
         schemas: `episodes` and `queries` -> columns.
         existing: the card that is there.
+        films: how many episodes have one.
     """
     configs = [{"config_name": kind, "data_files": f"{kind}/*.parquet"} for kind in ("episodes", "queries")]
     configs[0]["default"] = True  # type: ignore[assignment]
@@ -80,9 +91,11 @@ def rollout_card(
         "## Counts\n\n" + _counts(manifest, episodes),
         "## Selection\n\n" + SELECTED[manifest.selection],
         "## Layout\n\n"
-        f"Layout version {manifest.version}, one file per episode and table; `manifest.json` has all settings.\n\n"
+        f"Layout version {manifest.version}; `manifest.json` has all settings. Episodes share the files of every "
+        "table, no row group cuts one, and `packs.json` says which lies where.\n\n"
         + "\n\n".join(f"### `{kind}`\n\n{_columns(schema)}" for kind, schema in schemas.items())
-        + _activations(manifest),
+        + _activations(manifest)
+        + (FILMS.format(films) if films else ""),
         "## Settings\n\n```json\n" + json.dumps(dict(manifest.settings), indent=2, sort_keys=True) + "\n```",
         "## Versions\n\n" + _versions(episodes),
     ]

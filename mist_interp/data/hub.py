@@ -1,14 +1,17 @@
 """How are rollouts shared, and how does a push meet what is already there?
 
-A store is published as it lies on the disk, one Parquet file per episode and table, with a card. A push
+Published episodes share large files, the packs of `mist_interp.data.packs`, because the Hub takes few large files
+better than many small ones. A push
 
-    looks at the repository, uploads what is missing there, the episodes table last,
+    looks at the repository and packs the episodes that are missing there, the index that makes them exist last,
     keeps every episode that is only there (two machines may push to one repository),
-    refuses when the settings differ, or when an episode is there with other content (`replace=True` publishes ours;
-    the history of the repository keeps theirs),
+    refuses when the settings differ, or when an episode is there with other content (`replace=True` publishes ours:
+    its pack is written anew; the history of the repository keeps theirs),
+    removes packs that the index does not name: of replaced episodes, or of an interrupted push of other ones,
 
-and starts over from the first step when the Hub was busy or somebody else committed in between. So an interrupted push
-is finished by the same call, and nothing that was published is ever lost.
+and starts over from the first step when the Hub was busy or somebody else committed in between. Episodes are compared
+by the digests of their content, and a pack's name says what it holds. So the same call finishes an interrupted push and
+sends no file twice, and nothing that was published is ever lost.
 """
 
 from __future__ import annotations
@@ -16,14 +19,16 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from dataclasses import replace as changed
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from mist_interp.core.errors import listing
 from mist_interp.data.cards import rollout_card
+from mist_interp.data.compaction import PACK_BYTES, contents, plan_packs, schemas, write_pack
+from mist_interp.data.packs import INDEX, PACK_NAME, Pack, Packed, Packs, single_keys
 from mist_interp.data.remote import (
     MAIN,
     HubError,
@@ -37,8 +42,7 @@ from mist_interp.data.remote import (
 from mist_interp.data.store import Manifest, RolloutStore, differences
 
 CARD, MANIFEST = "README.md", "manifest.json"
-# The Hub takes at most 10,000 files in one folder.
-MOST_EPISODES = 10_000
+TABLES = (MANIFEST, INDEX, CARD, "episodes/*", "queries/*", "activations/*")
 
 
 def push_dataset(
@@ -50,6 +54,7 @@ def push_dataset(
     revision: str = MAIN,
     message: str | None = None,
     replace: bool = False,
+    videos: bool = False,
     on_progress: OnProgress = lambda upload: None,
 ) -> str:
     """Publish rollouts as a data set on the Hugging Face Hub; the same call finishes an interrupted one.
@@ -62,6 +67,7 @@ def push_dataset(
         revision: branch to publish to; made when it does not exist.
         message: title of the commits.
         replace: publish our content of episodes that are there with other content.
+        videos: publish the films of the episodes as well.
         on_progress: is told where the push stands.
 
     Returns:
@@ -74,22 +80,26 @@ def push_dataset(
     """
     store = folder if isinstance(folder, RolloutStore) else RolloutStore.open(folder)
     repository = Repository(repo_id, "dataset", revision, token)
-    files = store_files(store)
-    if not files:
+    check_whole(store)
+    mine = contents(store)
+    if not mine:
         raise ValueError(f"no finished episode in {store.folder}")
     patiently(lambda: repository.ensure(private), on_progress)
-    title = message or f"Add rollouts: {len(store)} episodes"
-    patiently(lambda: _push(store, files, repository, title, replace, on_progress), on_progress)
+    push = _Push(store, mine, repository, message or f"Add rollouts: {len(mine)} episodes", videos, on_progress)
+    patiently(lambda: push.run(replace), on_progress)
     return repository.url()
 
 
-def load_rollouts(source: str | Path, *, revision: str | None = None, token: str | None = None) -> RolloutStore:
+def load_rollouts(
+    source: str | Path, *, revision: str | None = None, token: str | None = None, videos: bool = False
+) -> RolloutStore:
     """Open rollouts from a folder, or from the Hub.
 
     Args:
         source: a folder, or `user/name` of a data set; a folder of that name wins.
         revision: branch, tag or commit of the data set.
         token: None takes it from `HF_TOKEN` or `hf auth login`; only private data sets need one.
+        videos: fetch the films as well, if any were published.
 
     Returns:
         The store. One from the Hub lies in the Hub's cache: read it, and collect into a folder of your own.
@@ -106,110 +116,188 @@ def load_rollouts(source: str | Path, *, revision: str | None = None, token: str
     name = str(source)
     if not is_repository_name(name):
         raise FileNotFoundError(f"{name!r} is neither a folder nor a data set name like 'user/name'")
-    folder = Repository(name, "dataset", revision or MAIN, token).download()
+    wanted = (*TABLES, "videos/*") if videos else TABLES
+    folder = Repository(name, "dataset", revision or MAIN, token).download(only=wanted)
     if not (folder / MANIFEST).is_file():
         raise HubError(f"data set {name} holds no rollouts: manifest.json is missing")
     store = RolloutStore.open(folder)
     try:
-        store_files(store)
+        check_whole(store)
     except FileNotFoundError as error:
         raise HubError(f"data set {name} is not whole; its owner must push again: {error}") from None
     return store
 
 
-def store_files(store: RolloutStore) -> dict[str, Path]:
-    """All files of the finished episodes, path in the store -> file; those that make an episode exist come last.
+def check_whole(store: RolloutStore) -> None:
+    """Refuse a store of which a file is missing.
 
     Raises:
-        FileNotFoundError: a file of an episode is missing.
+        FileNotFoundError: some are; the message names them.
     """
-    names = [name for kind in _kinds(store.manifest) for name in _names(kind, store.keys)]
-    files = {name: store.folder / name for name in names}
-    missing = [name for name, path in files.items() if not path.is_file()]
+    files = single_keys(store.folder) & set(store.keys)
+    files |= {store.packs.homes[key].name for key in set(store.keys) - files}
+    names = [f"{kind}/{file}.parquet" for kind in store.manifest.kinds for file in sorted(files)]
+    missing = [name for name in names if not (store.folder / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{store.folder} lacks {listing(missing)}")
-    return files
 
 
-def _kinds(manifest: Manifest) -> list[str]:
-    return [*(f"activations/{group.name}" for group in manifest.groups), "queries", "episodes"]
+@dataclass(frozen=True)
+class _Published:
+    """What a commit holds."""
+
+    head: str
+    files: Mapping[str, RemoteFile]
+    manifest: Manifest | None
+    packs: Packs
+
+    @property
+    def next_number(self) -> int:
+        return 1 + max((int(pack.name[:5]) for pack in self.packs.packs), default=-1)
 
 
-def _names(kind: str, keys: Iterable[str]) -> list[str]:
-    return [f"{kind}/{key}.parquet" for key in keys]
+@dataclass(frozen=True)
+class _Push:
+    """One push of some episodes; `run` may be called again when it failed."""
 
+    store: RolloutStore
+    mine: Mapping[str, Packed]
+    repository: Repository
+    message: str
+    videos: bool
+    on_progress: OnProgress
 
-def _push(
-    store: RolloutStore,
-    files: Mapping[str, Path],
-    repository: Repository,
-    message: str,
-    replace: bool,
-    on_progress: OnProgress,
-) -> None:
-    on_progress(Upload("compare", total=len(files)))
-    head = repository.head()
-    there = repository.files(head)
-    published = [Path(name).stem for name in there if name.startswith("episodes/") and name.endswith(".parquet")]
-    _check_settings(store.manifest, repository, head, there)
-    if len({*published, *store.keys}) > MOST_EPISODES:
-        raise HubError(f"{repository.name} would hold more than {MOST_EPISODES} episodes, the Hub's limit for a folder")
-    todo = {name: path for name, path in files.items() if name not in there or not there[name].equals(path)}
-    _check_episodes([name for name in todo if name in there], set(published) & set(store.keys), repository, replace)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch)
-        (made / CARD).write_text(_card(store, repository, head, there, published))
-        (made / MANIFEST).write_text(store.manifest.to_json())
-        for name in (MANIFEST, CARD):
-            if name not in there or not there[name].equals(made / name):
-                todo[name] = made / name
-        ordered = dict(sorted(todo.items(), key=lambda item: _rank(item[0])))
-        on_progress(Upload("upload", 0, len(ordered)))
-        repository.upload(ordered, head, message, lambda done: on_progress(Upload("upload", done, len(ordered))))
-    on_progress(Upload("done", len(ordered), len(ordered)))
-
-
-def _rank(name: str) -> int:
-    """An episode's other tables first, then what makes it exist, then what counts it."""
-    return {"manifest.json": 0, "activations": 1, "queries": 1, "episodes": 2}.get(name.split("/")[0], 3)
-
-
-def _check_settings(manifest: Manifest, repository: Repository, head: str, there: Mapping[str, RemoteFile]) -> None:
-    if MANIFEST not in there:
-        return
-    published = Manifest.from_json((repository.download(head, [MANIFEST]) / MANIFEST).read_text())
-    found = differences(json.loads(published.to_json()), json.loads(manifest.to_json()))
-    if found:
-        raise ValueError(
-            f"{repository.name} holds rollouts with other settings: {'; '.join(found)}. "
-            "Nothing was uploaded: push to another repository or revision"
+    def run(self, replace: bool) -> None:
+        """Look, pack what is missing, upload it, and the index last."""
+        self.on_progress(Upload("compare", total=len(self.mine)))
+        there = self._look()
+        manifest = self._common_manifest(there)
+        differing = [key for key, one in self.mine.items() if _differs(there.packs, key, one)]
+        self._check_episodes(differing, there, replace)
+        kept = tuple(pack for pack in there.packs.packs if not set(differing) & pack.episodes.keys())
+        stay = Packs(kept).homes
+        moved = {key: there.packs[key] for key in there.packs.homes if key not in stay}
+        new = plan_packs(
+            {key: one for key, one in {**moved, **self.mine}.items() if key not in stay},
+            PACK_BYTES,
+            there.next_number,
         )
+        packs = Packs((*kept, *new))
+        stores = [self.store, *self._theirs(there, moved.keys() - self.mine.keys())]
+        with tempfile.TemporaryDirectory() as scratch:
+            last = self._closing_files(Path(scratch), manifest, packs, there)
+            films = self.store.videos() if self.videos else {}
+            films = {name: path for name, path in films.items() if _missing(name, path, there)}
+            ours = tuple(pack for pack in kept if pack.episodes.keys() <= self.mine.keys())  # a lost file is sent again
+            self._upload((*ours, *new), stores, films | last, self._leftovers(packs, there), there)
+
+    def _look(self) -> _Published:
+        head = self.repository.head()
+        files = self.repository.files(head)
+        if MANIFEST not in files:
+            return _Published(head, files, None, Packs())
+        if INDEX not in files:
+            raise HubError(
+                f"{self.repository.name} holds rollouts in one file per episode, as they were published formerly. "
+                "Nothing was uploaded: push to another repository or revision"
+            )
+        folder = self.repository.download(head, [MANIFEST, INDEX])
+        return _Published(head, files, Manifest.from_json((folder / MANIFEST).read_text()), Packs.read(folder))
+
+    def _common_manifest(self, there: _Published) -> Manifest:
+        """Ours, with the counts of all attempts. A task's attempts have one order, so more of them include fewer."""
+        ours = self.store.manifest
+        if there.manifest is None:
+            return ours
+        old, new = (json.loads(changed(one, counts={}).to_json()) for one in (there.manifest, ours))
+        found = differences(old, new)
+        if found:
+            raise ValueError(
+                f"{self.repository.name} holds rollouts with other settings: {'; '.join(found)}. "
+                "Nothing was uploaded: push to another repository or revision"
+            )
+        counts = {**there.manifest.counts}
+        for task, count in ours.counts.items():
+            if task not in counts or count["attempts"] >= counts[task]["attempts"]:
+                counts[task] = count
+        return changed(ours, counts=counts)
+
+    def _check_episodes(self, differing: list[str], there: _Published, replace: bool) -> None:
+        if differing and not replace:
+            both = self.mine.keys() & there.packs.homes.keys()
+            raise HubError(
+                f"{len(differing)} of the {len(both)} episodes that are here and in {self.repository.name} differ: "
+                f"{listing(differing)}. Nothing was uploaded: push with replace=True to publish yours (the history "
+                "keeps theirs), or to another repository or revision"
+            )
+
+    def _theirs(self, there: _Published, keys: Iterable[str], kinds: Iterable[str] | None = None) -> list[RolloutStore]:
+        """The published episodes of these keys, fetched; of some tables only, if `kinds` are given."""
+        keys = sorted(keys)
+        if not keys:
+            return []
+        names = {there.packs.homes[key].name for key in keys}
+        wanted = [f"{kind}/{name}.parquet" for kind in kinds or self.store.manifest.kinds for name in sorted(names)]
+        folder = self.repository.download(there.head, wanted)
+        return [RolloutStore(folder, self.store.manifest, tuple(keys), there.packs)]
+
+    def _closing_files(self, scratch: Path, manifest: Manifest, packs: Packs, there: _Published) -> dict[str, Path]:
+        """What counts and names the packs, where it changes."""
+        only_there = packs.homes.keys() - self.mine.keys()
+        frames = [store.episodes() for store in (self.store, *self._theirs(there, only_there, ["episodes"]))]
+        card = ""
+        if CARD in there.files:
+            card = (self.repository.download(there.head, [CARD]) / CARD).read_text()
+        episodes = pd.concat(frames, ignore_index=True)
+        films = {name for name in there.files if name.startswith("videos/")}
+        films |= self.store.videos().keys() if self.videos else set()
+        card = rollout_card(self.repository.name, manifest, episodes, schemas(self.store), card, len(films))
+        texts = {MANIFEST: manifest.to_json(), CARD: card, INDEX: packs.to_json()}
+        for name, text in texts.items():
+            (scratch / name).write_text(text)
+        return {name: scratch / name for name in texts if _missing(name, scratch / name, there)}
+
+    def _leftovers(self, packs: Packs, there: _Published) -> list[str]:
+        named = {pack.name for pack in packs.packs}
+        ours = [PurePath(name) for name in there.files if str(PurePath(name).parent) in self.store.manifest.kinds]
+        return [str(path) for path in ours if PACK_NAME.fullmatch(path.stem) and path.stem not in named]
+
+    def _upload(
+        self,
+        packs: tuple[Pack, ...],
+        stores: list[RolloutStore],
+        last: Mapping[str, Path],
+        leftovers: list[str],
+        there: _Published,
+    ) -> None:
+        """Commit pack after pack, so that only one lies on the disk, then the rest."""
+        files = [[f"{kind}/{pack.name}.parquet" for kind in self.store.manifest.kinds] for pack in packs]
+        todo = [[name for name in names if name not in there.files] for names in files]
+        total = sum(map(len, todo)) + len(last)
+        done, head = 0, there.head
+        self.on_progress(Upload("upload", 0, total))
+
+        def send(files: Mapping[str, Path], gone: list[str]) -> None:
+            nonlocal done, head
+            start = done
+            head = self.repository.upload(
+                files, head, self.message, lambda count: self.on_progress(Upload("upload", start + count, total)), gone
+            )
+            done += len(files)
+
+        for pack, missing in zip(packs, todo, strict=True):
+            if not missing:
+                continue
+            with tempfile.TemporaryDirectory() as scratch:
+                write_pack(stores, pack, Path(scratch))
+                send({name: Path(scratch) / name for name in missing}, [])
+        send(last, leftovers)
+        self.on_progress(Upload("done", total, total))
 
 
-def _check_episodes(changing: Iterable[str], both: set[str], repository: Repository, replace: bool) -> None:
-    differing = sorted({Path(name).stem for name in changing} & both)
-    if differing and not replace:
-        raise HubError(
-            f"{len(differing)} of the {len(both)} episodes that are here and in {repository.name} differ: "
-            f"{listing(differing)}. Nothing was uploaded: push with replace=True to publish yours (the history keeps "
-            "theirs), or to another repository or revision"
-        )
+def _differs(packs: Packs, key: str, one: Packed) -> bool:
+    return key in packs.homes and packs[key].digest != one.digest
 
 
-def _card(
-    store: RolloutStore, repository: Repository, head: str, there: Mapping[str, RemoteFile], published: list[str]
-) -> str:
-    """The card of the episodes here and there."""
-    frames = [store.episodes()]
-    only_there = sorted(set(published) - set(store.keys))
-    wanted = [*_names("episodes", only_there), *([CARD] if CARD in there else [])]
-    existing = ""
-    if wanted:
-        folder = repository.download(head, wanted)
-        existing = (folder / CARD).read_text() if CARD in there else ""
-        if only_there:
-            frames.append(changed(store, folder=folder, kept=tuple(only_there)).episodes())
-    episodes = pd.concat(frames, ignore_index=True)
-    first = store.keys[0]
-    schemas = {kind: pq.read_schema(store.folder / kind / f"{first}.parquet") for kind in ("episodes", "queries")}
-    return rollout_card(repository.name, store.manifest, episodes, schemas, existing)
+def _missing(name: str, path: Path, there: _Published) -> bool:
+    return name not in there.files or not there.files[name].equals(path)

@@ -174,6 +174,7 @@ class Repository:
         parent: str,
         message: str,
         after: Callable[[int], None] = lambda count: None,
+        gone: Sequence[str] = (),
     ) -> str:
         """Commit files in batches, in the given order, on top of `parent`.
 
@@ -182,12 +183,14 @@ class Repository:
             parent: the commit that the caller has looked at; when another one has come since, nothing is committed.
             message: title of the commits.
             after: is told how many files are in, after each commit.
+            gone: files to remove, in the last commit.
 
         Returns:
             The last commit.
         """
         done = 0
         for batch in batches(files):
+            final = done + len(batch) == len(files)
             with staged(batch) as folder, self._explained(), _silent():
                 commit = self._api().upload_folder(
                     repo_id=self.name,
@@ -196,10 +199,22 @@ class Repository:
                     revision=self.revision,
                     commit_message=message,
                     parent_commit=parent,
+                    delete_patterns=[*gone] if final and gone else None,
                 )
             parent = commit.oid
             done += len(batch)
             after(done)
+        if gone and not files:
+            with self._explained():
+                commit = self._api().delete_files(
+                    self.name,
+                    [*gone],
+                    repo_type=self.kind,
+                    revision=self.revision,
+                    commit_message=message,
+                    parent_commit=parent,
+                )
+            parent = commit.oid
         return parent
 
     def url(self) -> str:

@@ -6,9 +6,12 @@
       activations/<group>/<episode>.parquet   one column per site, float16 (or float32)
       episodes/<episode>.parquet       one row; written last, so an episode exists exactly when this file does
 
+      videos/<task>/<episode>.mp4      what the policy saw, where that was asked for
+
 Every file is replaced atomically: a killed process loses at most the episode in flight, several processes may append
 different episodes to one folder, and the same command goes on where the last one stopped. Files of an unfinished
-episode are overwritten by the next attempt and never read.
+episode are overwritten by the next attempt and never read. Episodes of a published store share larger files, see
+`mist_interp.data.packs`.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site, SiteKey
+from mist_interp.data.packs import Packs, read_rows, single_keys
 from mist_interp.data.records import Array, EpisodeRecord
 from mist_interp.data.tables import DTYPES, activation_table, episode_table, query_table, read_episode
 
@@ -120,6 +123,11 @@ class Manifest:
             if names.count(name) > 1:
                 raise ValueError(f"two token groups would share the folder {name!r}; give their sites in one group")
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Folders of the tables; the one that makes an episode exist comes last."""
+        return (*(f"activations/{group.name}" for group in self.groups), "queries", "episodes")
+
     def to_json(self) -> str:
         """Content of `manifest.json`."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -148,11 +156,13 @@ class RolloutStore:
         folder: where they are.
         manifest: what they have in common.
         kept: keys of the episodes that this view shows; None shows all, including those that are still to come.
+        packs: files that hold many episodes.
     """
 
     folder: Path
     manifest: Manifest
     kept: tuple[str, ...] | None = None
+    packs: Packs = field(default_factory=Packs)
 
     @classmethod
     def open(cls, folder: str | Path) -> RolloutStore:
@@ -164,7 +174,7 @@ class RolloutStore:
         path = Path(folder) / "manifest.json"
         if not path.is_file():
             raise FileNotFoundError(f"no rollouts in {Path(folder)}: manifest.json is missing")
-        return cls(Path(folder), Manifest.from_json(path.read_text()))
+        return cls(Path(folder), Manifest.from_json(path.read_text()), packs=Packs.read(Path(folder)))
 
     @classmethod
     def create(cls, folder: str | Path, manifest: Manifest) -> RolloutStore:
@@ -217,13 +227,15 @@ class RolloutStore:
         """Keys of the episodes, sorted."""
         if self.kept is not None:
             return self.kept
-        return tuple(sorted(path.stem for path in (self.folder / "episodes").glob("*.parquet")))
+        return tuple(sorted(single_keys(self.folder) | self.packs.homes.keys()))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __contains__(self, key: str) -> bool:
-        return key in self.kept if self.kept is not None else (self.folder / "episodes" / f"{key}.parquet").is_file()
+        if self.kept is not None:
+            return key in self.kept
+        return key in self.packs.homes or (self.folder / "episodes" / f"{key}.parquet").is_file()
 
     def only(self, keys: Iterable[str]) -> RolloutStore:
         """The same store, restricted to some episodes.
@@ -271,7 +283,7 @@ class RolloutStore:
 
     def row(self, key: str) -> dict[str, Any]:
         """One row of `episodes`, without looking at the others."""
-        row: dict[str, Any] = pq.read_table(self.folder / "episodes" / f"{key}.parquet").to_pylist()[0]
+        row: dict[str, Any] = read_rows(self.folder, "episodes", [key], self.packs).to_pylist()[0]
         return row
 
     def queries(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -328,11 +340,24 @@ class RolloutStore:
             activations |= {group.key(site): column_matrix(table[site]) for site in group.sites}
         return read_episode(one._read("episodes").to_pylist()[0], one._read("queries").to_pylist(), activations)
 
+    def video(self, key: str) -> Path:
+        """Where the film of an episode lies, if one was kept: frame i is what the policy saw at query i."""
+        return self.folder / video_name(key)
+
+    def videos(self) -> dict[str, Path]:
+        """The films that there are, path in the store -> file."""
+        return {video_name(key): self.video(key) for key in self.keys if self.video(key).is_file()}
+
     def _read(self, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-        files = [str(self.folder / kind / f"{key}.parquet") for key in self.keys]
-        if not files:
+        keys = self.keys
+        if not keys:
             raise ValueError(f"no finished episode in {self.folder}")
-        return pads.dataset(files, format="parquet").to_table(columns=None if columns is None else list(columns))
+        return read_rows(self.folder, kind, keys, self.packs, columns)
+
+
+def video_name(key: str) -> str:
+    """Path of the film of an episode in its store; a folder per task, because the Hub limits the files of one."""
+    return f"videos/{key.partition('-i')[0]}/{key}.mp4"
 
 
 def check_rates(episodes: pd.DataFrame) -> None:

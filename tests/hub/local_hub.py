@@ -262,6 +262,8 @@ class LocalHub:
             value = line["value"]
             if line["key"] == "lfsFile":
                 files[value["path"]] = self.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             else:
                 assert line["key"] == "file", line["key"]
                 files[value["path"]] = base64.b64decode(value["content"])

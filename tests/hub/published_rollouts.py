@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mist_interp.data.packs import read_rows
 from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, Unit
 from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
 
@@ -47,6 +48,10 @@ def make_store(folder: Path, *init_states: int, seed: int = 0, **manifest: Any) 
     return store
 
 
-def tables(store: RolloutStore) -> dict[str, bytes]:
-    """Every table file of a store, byte by byte."""
-    return {str(path.relative_to(store.folder)): path.read_bytes() for path in sorted(store.folder.rglob("*.parquet"))}
+def content(store: RolloutStore) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Every row of every table, by table and episode, in order; of floats their exact values."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for kind in store.manifest.kinds:
+        for row in read_rows(store.folder, kind, store.keys, store.packs).to_pylist():
+            rows.setdefault((kind, row["episode"]), []).append(row)
+    return rows

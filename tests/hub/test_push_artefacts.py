@@ -97,7 +97,7 @@ def test_the_command_publishes_and_fails_in_one_line(
 ) -> None:
     assert main(["push", str(store.folder), "me/rollouts", "--private"]) == 0
     shown = capsys.readouterr()
-    assert shown.out.strip() == f"{hub.url}/datasets/me/rollouts" and "20 files published" in shown.err
+    assert shown.out.strip() == f"{hub.url}/datasets/me/rollouts" and "6 files published" in shown.err
     assert len(load_rollouts("me/rollouts")) == 6 and hub.repos["dataset", "me/rollouts"].private
     assert main(["push", str(store.folder), "me/rollouts"]) == 0
     assert "all there" in capsys.readouterr().err

@@ -14,11 +14,12 @@ import pytest
 import yaml
 from huggingface_hub import constants
 from local_hub import READ, WRITE, LocalHub
-from published_rollouts import SITE, episode, make_store, tables
+from published_rollouts import SITE, content, episode, make_store
 
-from mist_interp.data import load_rollouts, push_dataset, remote
+from mist_interp.data import hub as pushing
+from mist_interp.data import load_rollouts, push_dataset
 from mist_interp.data.cards import MEANINGS
-from mist_interp.data.hub import store_files
+from mist_interp.data.packs import Packs
 from mist_interp.data.remote import HubError, Repository, Upload
 from mist_interp.data.store import RolloutStore
 from mist_interp.data.tables import EPISODE_SCHEMA, QUERY_SCHEMA
@@ -31,16 +32,21 @@ def store(tmp_path: Path) -> RolloutStore:
     return make_store(tmp_path / "here", 0, 1, 2)
 
 
-def test_what_is_pushed_comes_back_byte_by_byte(hub: LocalHub, store: RolloutStore) -> None:
+def packs_there(hub: LocalHub, name: str = NAME) -> Packs:
+    return Packs.from_json(hub.files(name)["packs.json"].decode())
+
+
+def test_what_is_pushed_comes_back_bit_by_bit(hub: LocalHub, store: RolloutStore) -> None:
     seen: list[Upload] = []
     url = push_dataset(store.folder, NAME, on_progress=seen.append)
     assert url == f"{hub.url}/datasets/{NAME}"
     again = load_rollouts(NAME)
     assert again.folder != store.folder and again.manifest == store.manifest
-    assert tables(again) == tables(store) and len(tables(again)) == 9
+    assert content(again) == content(store) and len(content(again)) == 9
+    assert [len(pack.episodes) for pack in again.packs.packs] == [3]
     assert (again.load(SITE)[0] == store.load(SITE)[0]).all()
-    assert [step.stage for step in seen] == ["compare", "upload", "upload", "done"]
-    assert (seen[-1].done, seen[-1].total) == (11, 11)  # nine tables, the manifest and the card
+    assert [step.stage for step in seen] == ["compare", "upload", "upload", "upload", "done"]
+    assert (seen[-1].done, seen[-1].total) == (6, 6)  # three tables, the manifest, the index and the card
 
 
 def test_a_folder_loads_as_itself(store: RolloutStore) -> None:
@@ -57,7 +63,10 @@ def test_only_finished_episodes_are_published(hub: LocalHub, store: RolloutStore
     (store.folder / "episodes" / ".one.parquet.12.tmp").write_bytes(b"half")
     (store.folder / "notes.txt").write_text("private notes")
     push_dataset(store.folder, NAME)
-    assert set(hub.files(NAME)) == {*store_files(store), "manifest.json", "README.md", ".gitattributes"}
+    (name,) = [pack.name for pack in packs_there(hub).packs]
+    tables = {f"{kind}/{name}.parquet" for kind in ("activations/action_read-mean", "queries", "episodes")}
+    assert set(hub.files(NAME)) == {*tables, "manifest.json", "packs.json", "README.md", ".gitattributes"}
+    assert packs_there(hub).homes.keys() == set(store.keys)
 
 
 def test_a_store_that_lacks_a_file_is_not_published(hub: LocalHub, store: RolloutStore) -> None:
@@ -82,6 +91,78 @@ def test_the_same_push_again_uploads_nothing(hub: LocalHub, store: RolloutStore)
     commits = hub.titles(NAME)
     push_dataset(store, NAME)
     assert hub.titles(NAME) == commits
+
+
+def test_a_store_that_grew_sends_only_what_is_new(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "here", 1, 3)
+    push_dataset(store, NAME)
+    sent = {name for name in hub.files(NAME) if name.endswith(".parquet")}
+    blobs = hub.count("PUT", "/blobs/")
+    for init_state in (0, 2):  # before and between those that are there
+        store.append(episode(init_state))
+    push_dataset(store, NAME)
+    now = {name for name in hub.files(NAME) if name.endswith(".parquet")}
+    assert sent < now and len(now) == 6 and hub.count("PUT", "/blobs/") == blobs + 3
+    again = load_rollouts(NAME)
+    assert content(again) == content(store) and again.keys == store.keys
+    assert (again.load(SITE)[0] == store.load(SITE)[0]).all()
+    commits = hub.titles(NAME)
+    push_dataset(again, NAME)  # what came from there is known there
+    assert hub.titles(NAME) == commits
+
+
+def test_what_an_interrupted_push_of_other_episodes_left_is_removed(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushing, "PACK_BYTES", 1)
+    some = store.only(store.keys[1:])
+    push_dataset(some, "me/elsewhere")
+    left = {name: file for name, file in hub.files("me/elsewhere").items() if name.endswith(".parquet")}
+    push_dataset(store.only(store.keys[:1]), NAME)
+    people = {"notes/data.parquet": b"theirs", "queries/theirs.parquet": b"theirs"}
+    hub.repos["dataset", NAME].commit("main", {**hub.files(NAME), **left, **people}, "killed half way")
+    assert len(load_rollouts(NAME)) == 1, "what no index names does not exist"
+    push_dataset(store.only(store.keys[:1]), NAME)
+    assert not set(left) & set(hub.files(NAME)) - {
+        f"{kind}/{packs_there(hub).packs[0].name}.parquet" for kind in store.manifest.kinds
+    }
+    assert set(people) < set(hub.files(NAME))
+    push_dataset(store, NAME)
+    assert content(load_rollouts(NAME)) == content(store)
+
+
+def test_more_than_ten_thousand_episodes_are_no_longer_refused(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the folders: no folder of the repository holds more files than there are packs."""
+    known = {f"libero_spatial-t{n // 1000:02d}-i{n % 1000:03d}": 8_000 for n in range(12_000)}
+    packs = pushing.plan_packs({key: pushing.Packed("0", size) for key, size in known.items()})
+    assert len(packs) == 1 and len(packs[0].episodes) == 12_000
+    big = pushing.plan_packs({key: pushing.Packed("0", 8_100_000) for key in known})  # 33 layers of width 4096
+    assert len(big) == 364 and sum(len(pack.episodes) for pack in big) == 12_000
+
+
+def test_an_old_publication_is_left_alone(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store, NAME)
+    files = {name: file for name, file in hub.files(NAME).items() if name != "packs.json"}
+    hub.repos["dataset", NAME].commit("main", files, "as before there were packs")
+    with pytest.raises(HubError, match=r"one file per episode.*Nothing was uploaded"):
+        push_dataset(store, NAME)
+    assert hub.files(NAME) == files
+
+
+def test_a_balanced_set_may_grow(hub: LocalHub, tmp_path: Path) -> None:
+    def counts(attempts: int) -> dict[str, int]:
+        return {"attempts": attempts, "successes": 1, "failures": attempts - 1, "stored": 1}
+
+    first = make_store(tmp_path / "a", 0, selection="balanced", counts={"0": counts(3), "1": counts(9)})
+    push_dataset(first, NAME)
+    second = make_store(tmp_path / "b", 0, 1, selection="balanced", counts={"0": counts(5), "1": counts(2)})
+    push_dataset(second, NAME)
+    merged = load_rollouts(NAME)
+    assert merged.manifest.counts == {"0": counts(5), "1": counts(9)} and len(merged) == 2
 
 
 # -- tokens
@@ -121,7 +202,7 @@ def test_a_private_data_set_needs_a_token_to_be_read(
 ) -> None:
     push_dataset(store, NAME, private=True)
     assert hub.repos["dataset", NAME].private
-    assert tables(load_rollouts(NAME, token=READ)) == tables(store)
+    assert content(load_rollouts(NAME, token=READ)) == content(store)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-empty")
     with pytest.raises(HubError, match=r"no dataset me/rollouts, or it is private.*HF_TOKEN"):
@@ -161,13 +242,13 @@ def test_one_503_anywhere_is_survived(hub: LocalHub, store: RolloutStore, place:
     hub.failures = {(method, place): 1 for method in ("GET", "POST", "PUT")}
     push_dataset(store, NAME)
     assert min(hub.failures.values()) == 0
-    assert tables(load_rollouts(NAME)) == tables(store)
+    assert content(load_rollouts(NAME)) == content(store)
 
 
 def test_a_hub_that_stays_busy_is_an_error_and_the_same_call_completes(
     hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "BATCH_FILES", 7)
+    monkeypatch.setattr(pushing, "PACK_BYTES", 1)  # one episode each
     asked = {"commits": 0}
 
     def fail_from_the_second_commit_on() -> None:
@@ -181,11 +262,11 @@ def test_a_hub_that_stays_busy_is_an_error_and_the_same_call_completes(
         push_dataset(store, NAME)
     hub.before_commit = None
     partial = set(hub.files(NAME))
-    assert "manifest.json" in partial and not [name for name in partial if name.startswith("episodes/")]
+    assert len([name for name in partial if name.startswith("episodes/")]) == 1 and "packs.json" not in partial
     hub.failures.clear()
     uploads = hub.count("PUT", "/blobs/")
     push_dataset(store, NAME)
-    assert tables(load_rollouts(NAME)) == tables(store)
+    assert content(load_rollouts(NAME)) == content(store)
     assert uploads > 0 and hub.count("PUT", "/blobs/") == 9  # no table was sent twice
 
 
@@ -203,7 +284,8 @@ def test_two_machines_push_to_one_repository(hub: LocalHub, store: RolloutStore,
     other = make_store(tmp_path / "there", 2, 3, 5)
     push_dataset(other, NAME)
     merged = load_rollouts(NAME)
-    assert tables(merged) == {**tables(store), **tables(other)} and len(merged) == 5
+    assert [list(pack.episodes) for pack in merged.packs.packs] == [list(store.keys), list(other.keys[1:])]
+    assert content(merged) == {**content(store), **content(other)} and len(merged) == 5
     card = hub.files(NAME)["README.md"].decode()
     assert "| episodes | 5 |" in card and "| contact events | 11 |" in card
 
@@ -212,18 +294,15 @@ def test_a_commit_during_the_push_is_merged(hub: LocalHub, store: RolloutStore, 
     other = make_store(tmp_path / "there", 7)
     push_dataset(other, NAME)
     late = make_store(tmp_path / "late", 9)
-    hub.before_commit = lambda: (
-        hub.repos["dataset", NAME].commit(
-            "main",
-            {**hub.files(NAME), **{name: path.read_bytes() for name, path in store_files(late).items()}},
-            "somebody else",
-        )
-        and None
-    )
+    branches = hub.repos["dataset", NAME].branches
+    before = branches["main"]
+    push_dataset(late, NAME)
+    after, branches["main"] = branches["main"], before
+    hub.before_commit = lambda: branches.update(main=after)
     seen: list[Upload] = []
     push_dataset(store, NAME, on_progress=seen.append)
     assert "somebody else committed" in next(step.note for step in seen if step.stage == "retry")
-    assert tables(load_rollouts(NAME)) == {**tables(store), **tables(other), **tables(late)}
+    assert content(load_rollouts(NAME)) == {**content(store), **content(other), **content(late)}
     assert "| episodes | 5 |" in hub.files(NAME)["README.md"].decode()
 
 
@@ -237,8 +316,10 @@ def test_an_episode_with_other_content_is_never_overwritten_silently(
         push_dataset(other, NAME)
     assert hub.files(NAME) == before
     push_dataset(other, NAME, replace=True)
-    assert tables(load_rollouts(NAME)) == {**tables(store), **tables(other)}
+    assert content(load_rollouts(NAME)) == {**content(store), **content(other)}
     assert any(commit.files == before for commit in hub.repos["dataset", NAME].commits.values())
+    tables = [name for name in hub.files(NAME) if name.endswith(".parquet")]
+    assert len(tables) == 3 and not set(tables) & set(before), "the pack with the old episode is gone"
 
 
 def test_rollouts_with_other_settings_do_not_mix(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
@@ -263,13 +344,13 @@ def test_a_revision_is_a_branch_of_its_own(hub: LocalHub, store: RolloutStore) -
 def test_a_data_set_that_is_not_whole_is_noticed(hub: LocalHub, store: RolloutStore) -> None:
     push_dataset(store, NAME)
     files = dict(hub.files(NAME))
-    lost = f"queries/{store.keys[0]}.parquet"
+    lost = f"queries/{packs_there(hub).packs[0].name}.parquet"
     del files[lost]
     hub.repos["dataset", NAME].commit("main", files, "lose a file")
     with pytest.raises(HubError, match=f"not whole.*{lost}"):
         load_rollouts(NAME)
     push_dataset(store, NAME)
-    assert tables(load_rollouts(NAME)) == tables(store)
+    assert content(load_rollouts(NAME)) == content(store)
 
 
 # -- the card
