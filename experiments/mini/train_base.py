@@ -56,14 +56,27 @@ class TokenLesson(train.Lesson):
 
     def answer(self, policy: OpenVLAPolicy, inputs: PolicyInputs, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of a token, and the state from which the first one is predicted."""
-        config, llm = policy.config, policy.language_model
-        prompt = sequence.close_prompt(inputs.input_ids, inputs.attention_mask, config.lone_space_token_id)
-        text = sequence.append_slots(prompt, config.action_slots, config.placeholder_token_id, config.stop_token_id)
+        config = policy.config
         spoken = bins.encode(target.flatten(1), config.bin_vocab_size, config.n_action_bins)
-        ids = text.ids.masked_scatter(text.is_slot, spoken)
-        states = policy.read_out(llm.get_input_embeddings()(ids), text, policy.see(inputs))
-        logits = llm.lm_head(states).float()
+        logits, states = token_logits(policy, inputs, spoken)
         return nn.functional.cross_entropy(logits.flatten(0, 1), spread(spoken, policy).flatten(0, 1)), states[:, 0]
+
+
+def token_logits(policy: OpenVLAPolicy, inputs: PolicyInputs, spoken: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of every action token given the spoken ones before it, and the states they are read from.
+
+    Args:
+        policy: of the base variant.
+        inputs: a batch of queries.
+        spoken: action tokens, (batch, tokens).
+    """
+    config, llm = policy.config, policy.language_model
+    prompt = sequence.close_prompt(inputs.input_ids, inputs.attention_mask, config.lone_space_token_id)
+    text = sequence.append_slots(prompt, config.action_slots, config.placeholder_token_id, config.stop_token_id)
+    # The last token and the stop after it are in the sequence too, but attention is causal: nothing reads them.
+    ids = text.ids.masked_scatter(text.is_slot, spoken)
+    states = policy.read_out(llm.get_input_embeddings()(ids), text, policy.see(inputs))
+    return llm.lm_head(states).float(), states
 
 
 def spread(spoken: Tensor, policy: OpenVLAPolicy) -> Tensor:
