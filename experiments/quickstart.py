@@ -25,10 +25,11 @@ from mist_interp import PolicySource
 from mist_interp.cli.progress import ProgressDisplay, duration, print_summary
 from mist_interp.core.files import write_atomic
 from mist_interp.data import ActivationSet, Protocol, RolloutStore, collect_rollouts
-from mist_interp.evaluation import Detector, NoEdit, Steer, evaluate, quiet_threshold, random_direction
+from mist_interp.evaluation import Detector, NoEdit, Steer, evaluate, random_direction
 from mist_interp.evaluation.detector import ProbeScore
 from mist_interp.evaluation.plan import make_plan, units_of
 from mist_interp.probing import Probe, ProbeReport, cross_validate, make_folds
+from mist_interp.probing.conformal import rank_limit
 from mist_interp.probing.readout import fit_readout
 from mist_interp.probing.report import PROBE
 from mist_interp.report import write_report
@@ -220,9 +221,9 @@ def compare(settings: Settings, probe: Probe, store: RolloutStore, direction: St
     """The paired evaluation; the probe watches every arm and fires in about a tenth of the quiet episodes."""
     maxima = quiet_maxima(probe, store)
     # Rounded up: the last digit of a fit may differ between machines, and a run that goes on needs the same threshold.
-    threshold = float(np.ceil(1000 * quiet_threshold(maxima, FALSE_ALARMS)) / 1000)
+    threshold = float(np.ceil(1000 * rank_limit(maxima, FALSE_ALARMS)) / 1000)
     say(
-        f"The probe fires from a probability of {threshold:.2f} on, which about {100 * FALSE_ALARMS:.0f} % of quiet "
+        f"The probe fires above a probability of {threshold:.2f}, which about {100 * FALSE_ALARMS:.0f} % of quiet "
         f"episodes reach: set on {len(maxima)} of them, each scored by a probe that did not see it."
         if np.isfinite(threshold)
         else f"The probe never fires: {len(maxima)} quiet episodes are too few to set a threshold."

@@ -8,7 +8,6 @@ _EXPORTS = {
     "Evaluation": "runner",
     "Protocol": "execute",
     "Detector": "detector",
-    "quiet_threshold": "detector",
     "Arm": "arms",
     "ArmLog": "arms",
     "NoEdit": "arms",

@@ -40,7 +40,7 @@ class Query:
         observation: the LIBERO dictionary of this moment.
         instruction: the sentence that the policy is given.
         score: the detector's score, None without a detector.
-        fired: the score reaches the threshold now.
+        fired: the score exceeds the threshold now.
         triggered: it does now or did at an earlier query of this episode.
         clean: what the untouched policy answers to this query, where the detector's forward pass gave it.
     """

@@ -1,21 +1,18 @@
 """When would an intervention be triggered?
 
 A detector looks at the *unedited* forward pass of a query and gives one score; the trigger is the first query
-whose score reaches the threshold. It runs in every arm, also in `none` (in shadow), so that the units that
+whose score exceeds the threshold. It runs in every arm, also in `none` (in shadow), so that the units that
 would have been triggered are known for all of them. Its forward pass is not wasted: an arm that leaves the
 policy alone returns its answer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
 
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.errors import UnknownName
@@ -30,11 +27,12 @@ Score = Callable[[Any, PolicyInputs], "float | tuple[float, ActionChunk]"]
 
 @dataclass(frozen=True)
 class Detector:
-    """A score and the threshold from which it counts as a trigger.
+    """A score and the threshold above which it counts as a trigger.
 
     Attributes:
         score: `score(vla, inputs)` -> the score of a batch of one, or that and the untouched policy's answer.
-        threshold: the detector fires when score >= threshold; infinity never fires.
+        threshold: the detector fires when score > threshold, so that a conformal limit (`probing/conformal.py`) keeps
+            its promise with ties too; infinity never fires.
         name: name in settings and figures.
     """
 
@@ -68,28 +66,7 @@ class Detector:
         score = float(score)
         if score != score:
             raise ValueError(f"detector {self.name!r} returned NaN as score")
-        return score, score >= self.threshold, clean
-
-
-def quiet_threshold(maxima: Float[np.ndarray, " episodes"], alpha: float) -> float:
-    """Threshold that an episode without incident passes with a probability of at most `alpha`: split conformal.
-
-    The ceil((n + 1)(1 - alpha))-th smallest of the n maxima; infinity where n is too small for `alpha` (n < 1 / alpha -
-    1). The promise holds for episodes that are exchangeable with these, and is void under a shift.
-
-    Args:
-        maxima: largest score of each episode without incident; the score must not have been fitted on them.
-        alpha: tolerated share of false triggers, above 0 and below 1.
-
-    Raises:
-        ValueError: another `alpha`, or a score that is not a number.
-    """
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha={alpha}: give a share above 0 and below 1")
-    if np.isnan(maxima).any():
-        raise ValueError(f"{int(np.isnan(maxima).sum())} of {len(maxima)} episodes have NaN as largest score")
-    rank = math.ceil((len(maxima) + 1) * (1 - alpha))
-    return float(np.sort(maxima)[rank - 1]) if rank <= len(maxima) else math.inf
+        return score, score > self.threshold, clean
 
 
 class ProbeScore:

@@ -33,7 +33,7 @@ FURTHER_DEFINITIONS = {
     "forbidden contact": "arm with anything; hand or finger with table, floor, other objects or fixtures; a held "
     "object with anything but its goal; robot with itself. Sampled at every physics sub-step; contacts present when "
     "the scene has settled are excluded until they break",
-    "trigger": "the first query at which the detector's score reaches its threshold; the detector sees the unedited "
+    "trigger": "the first query at which the detector's score exceeds its threshold; the detector sees the unedited "
     "forward pass in every arm",
 }
 

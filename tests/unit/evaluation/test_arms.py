@@ -15,7 +15,7 @@ from mist_interp.core.names import Site
 from mist_interp.data.plan import weights_fingerprint
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms import Intervene, NoEdit, Query, Steer, fingerprint, random_direction
-from mist_interp.evaluation.detector import Detector, ProbeScore, quiet_threshold
+from mist_interp.evaluation.detector import Detector, ProbeScore
 from mist_interp.evaluation.folder import ResultsFolder
 from mist_interp.evaluation.subject import model_facts
 from mist_interp.models.random import random_policy
@@ -162,25 +162,12 @@ def test_units_of_the_training_are_refused(direction: SteeringDirection) -> None
         Steer(direction).check_units([Unit("s", 1, 2)])
 
 
-def test_detectors_fire_from_the_threshold_on(vla: HookedVLA, inputs: PolicyInputs) -> None:
-    assert Detector(lambda v, i: 0.5, 0.5).look(vla, inputs) == (0.5, True, None)
-    assert Detector(lambda v, i: 0.4, 0.5).look(vla, inputs)[1] is False
+def test_detectors_fire_above_the_threshold(vla: HookedVLA, inputs: PolicyInputs) -> None:
+    assert Detector(lambda v, i: 0.6, 0.5).look(vla, inputs) == (0.6, True, None)
+    assert Detector(lambda v, i: 0.5, 0.5).look(vla, inputs)[1] is False, "with ties, 'at least' would fire too often"
     assert Detector(lambda v, i: 1e9, float("inf")).look(vla, inputs)[1] is False
     with pytest.raises(ValueError, match="NaN"):
         Detector(lambda v, i: float("nan"), 0.5).look(vla, inputs)
-
-
-def test_a_threshold_lets_the_promised_share_of_quiet_episodes_pass() -> None:
-    assert quiet_threshold(np.arange(1.0, 20.0), 0.1) == 18.0  # ceil(20 * 0.9)
-    assert quiet_threshold(np.arange(1.0, 20.0)[::-1], 0.05) == 19.0
-    assert quiet_threshold(np.arange(1.0, 19.0), 0.05) == np.inf, "18 episodes cannot certify 5 %"
-    rng = np.random.default_rng(0)
-    passed = [rng.random() > quiet_threshold(rng.random(39), 0.1) for _ in range(4000)]
-    assert 0.08 < np.mean(passed) < 0.12
-    with pytest.raises(ValueError, match="alpha=0"):
-        quiet_threshold(np.arange(3.0), 0.0)
-    with pytest.raises(ValueError, match="1 of 2 episodes have NaN"):
-        quiet_threshold(np.array([0.5, np.nan]), 0.1)
 
 
 class FittedProbe:

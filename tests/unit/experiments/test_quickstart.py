@@ -43,12 +43,12 @@ def test_about_a_tenth_of_the_quiet_episodes_fire(quickstart: Any, tmp_path: Pat
     probe = Probe(SITE, target="contact")
     maxima = quickstart.quiet_maxima(probe, store)
     assert len(maxima) == 80
-    threshold = quickstart.quiet_threshold(maxima, quickstart.FALSE_ALARMS)
+    threshold = quickstart.rank_limit(maxima, quickstart.FALSE_ALARMS)
     probe.fit(store)
     data = probe.read(fresh)
     chances = probe.predict_proba(fresh)[:, 0]
     fired = {
-        episode: bool((chances[data.labels.episode == episode] >= threshold).any())
+        episode: bool((chances[data.labels.episode == episode] > threshold).any())
         for episode in np.unique(data.labels.episode)
         if not (data.labels.values[data.labels.episode == episode, 0] == 1).any()
     }
