@@ -106,6 +106,10 @@ class Command:
     """What disturbs the robot: none, noise0.5 (correlated noise on every action), bias0.3 (a constant offset), push1 (a
     bump), or several such as noise0.3+push1; each adds further units. A size of 1 is 0.05 m or 0.1 rad per step."""
 
+    videos: Literal["none", "failures", "sample", "all"] = "none"
+    """Films of what the policy saw, one frame per query, both cameras: OUT/videos/TASK/EPISODE.mp4; "sample" films
+    about one episode in ten."""
+
     shard: str | None = None
     """Run part i of n, written i/n with i from 0, such as 0/4; all parts share the folder."""
 
@@ -137,6 +141,7 @@ class Command:
                 perturbations=self.perturbations,
                 quota=self.quota(),
                 protocol=Protocol(self.profile, self.resolution, self.max_steps, self.open_loop_steps),
+                videos=self.videos,
                 shard=self.shard,
                 workers=self.workers,
                 on_progress=display.show,

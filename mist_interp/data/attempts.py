@@ -135,13 +135,18 @@ class Attempts:
                 if key not in self._stored and key not in self._surplus:
                     yield unit
 
+    def keeps(self, episode: EpisodeRecord) -> bool:
+        """Whether an episode that ended will be stored."""
+        task, success = episode.unit.task, episode.success
+        return self.quota is None or self._kept(task, success) < self.quota.of(success)
+
     def record(self, episode: EpisodeRecord) -> None:
         """Store an episode that ended, or count it if its task has enough of the kind.
 
         Raises:
             OverflowError, KeyError, ValueError: see `RolloutStore.append`.
         """
-        if self.quota is None or self._kept(episode.unit.task, episode.success) < self.quota.of(episode.success):
+        if self.keeps(episode):
             self.store.append(episode)
             self._stored[episode.key] = episode.success
         else:

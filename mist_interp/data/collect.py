@@ -27,9 +27,10 @@ from mist_interp.data.collect_workers import run_in_processes
 from mist_interp.data.perturbation import NONE
 from mist_interp.data.plan import Protocol, check_workers, plan_units, resolve_suite, run_settings
 from mist_interp.data.policy_source import named_policy, resolve_policy
-from mist_interp.data.records import EpisodeRecord, Unit
+from mist_interp.data.records import EpisodeRecord, Unit, episode_key
 from mist_interp.data.rollout import rollout
 from mist_interp.data.store import BALANCED, IID, Manifest, RolloutStore, TokenGroup
+from mist_interp.data.video import QUERIES_PER_SECOND, Film, check_videos, is_filmed, write_video
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def collect_rollouts(
     perturbations: Sequence[str] = (NONE,),
     quota: Quota | None = None,
     protocol: Protocol = DEFAULT_PROTOCOL,
+    videos: str = "none",
     shard: str | None = None,
     workers: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
@@ -82,6 +84,8 @@ def collect_rollouts(
         perturbations: what disturbs the robot, see `mist_interp.data.perturbation`; each makes further units.
         quota: keep so many successes and failures of each task, and run no more than it needs; None keeps all.
         protocol: render profile, step limit and the like.
+        videos: of which episodes to keep what the policy saw, as mp4 with one frame per query (`RolloutStore.video`):
+            `none`, `failures`, `sample` (about one in ten, chosen by key) or `all`. Stored episodes get none later.
         shard: `i/n`: this process runs the i-th of n parts of the units (of the tasks, where there is a quota); all
             parts share the folder.
         workers: processes; each loads its own policy. With a quota, no more than there are tasks.
@@ -93,11 +97,12 @@ def collect_rollouts(
 
     Raises:
         ValueError: `out` holds rollouts with other settings, or a start state or number of workers does not exist.
-        UnknownName: a site, token group, task or pooling that there is not.
+        UnknownName: a site, token group, task, pooling or choice of videos that there is not.
         OverflowError: an activation does not fit float16.
         RuntimeError: three episodes crashed one after the other, or a worker died.
     """
     check_workers(workers)
+    check_videos(videos)
     vla = named_policy(vla)
     suite = resolve_suite(suite)
     inits = (tuple(range(10)) if quota is None else "all") if inits is None else inits
@@ -107,7 +112,7 @@ def collect_rollouts(
         settings: dict[str, Any] = {"sites": sites, "tokens": tokens, "pool": pool, "tasks": tasks, "inits": inits}
         settings |= {"simulator_seeds": simulator_seeds, "policy_seeds": policy_seeds}
         settings |= {"protocol": protocol, "make_env": make_env, "out": out}
-        settings |= {"perturbations": perturbations, "quota": quota}
+        settings |= {"perturbations": perturbations, "quota": quota, "videos": videos}
         return run_in_processes(vla, suite, units, settings, workers, report)
     policy = resolve_policy(vla, suite.name)
     groups = token_groups(policy, sites, tokens, pool)
@@ -132,7 +137,8 @@ def collect_rollouts(
                     env = None
                     env = make_env(task, protocol, unit.simulator_seed)
                     place = (unit.task, unit.simulator_seed)
-                episode = _run(policy, env, unit, task.instruction, groups, suite, protocol, facts)
+                film = Film() if is_filmed(videos, episode_key(unit)) else None
+                episode = _run(policy, env, unit, task.instruction, groups, suite, protocol, facts, film)
             except Exception as error:
                 _close(env)  # whatever state it was left in
                 env, place, errors = None, None, errors + 1
@@ -146,6 +152,8 @@ def collect_rollouts(
                     ) from error
                 continue
             errors = 0
+            if film is not None and is_filmed(videos, episode.key, episode.success) and attempts.keeps(episode):
+                write_video(store.video(episode.key), film.frames, QUERIES_PER_SECOND)  # before the episode exists
             attempts.record(episode)
             report(attempts.progress(episode))
     finally:
@@ -164,12 +172,14 @@ def _run(
     suite: Any,
     protocol: Protocol,
     facts: dict[str, str],
+    film: Film | None,
 ) -> EpisodeRecord:
+    act = caching_act(vla, instruction, groups)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(unit.policy_seed)
         return rollout(
             env,
-            caching_act(vla, instruction, groups),
+            act if film is None else film.watching(act),
             unit=unit,
             instruction=instruction,
             max_steps=protocol.step_limit(suite),

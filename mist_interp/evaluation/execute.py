@@ -14,6 +14,7 @@ from typing import Any
 
 from mist_interp.core.provenance import provenance
 from mist_interp.data.plan import Protocol
+from mist_interp.data.video import write_video
 from mist_interp.evaluation.arms import Arm
 from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import EnvironmentPool, MakeEnv
@@ -21,7 +22,7 @@ from mist_interp.evaluation.episode import error_row, run_episode
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import PlannedEpisode
 from mist_interp.evaluation.subject import model_facts
-from mist_interp.evaluation.video import Camera, write_video
+from mist_interp.evaluation.video import FRAMES_PER_SECOND, Camera
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def run_episodes(
                 log.warning("%s failed: %s", planned.key, row["error"])
                 pool.close()  # whatever state it was left in
             if camera and queries and (job.videos == "all" or not row["success"] or row["collision_1n"]):
-                write_video(folder.video_path(planned), camera.frames)
+                write_video(folder.video_path(planned), camera.frames, FRAMES_PER_SECOND)
             folder.store(row, queries)
             if on_row:
                 on_row(row)

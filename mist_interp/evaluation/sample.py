@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from mist_interp.data.video import write_video
 from mist_interp.evaluation.environments import EnvironmentPool, MakeEnv, make_libero_env
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import PlannedEpisode, Unit
-from mist_interp.evaluation.video import film_again, write_video
+from mist_interp.evaluation.video import FRAMES_PER_SECOND, film_again
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def film_sample(
             except ValueError as error:
                 log.warning("no video of %s: %s", planned.key, error)
                 continue
-            write_video(path, camera.frames)
+            write_video(path, camera.frames, FRAMES_PER_SECOND)
     finally:
         pool.close()
     return units

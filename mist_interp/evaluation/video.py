@@ -8,15 +8,13 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 
-Frame = UInt8[np.ndarray, "height width 3"]
+from mist_interp.data.video import Frame
+
 CAMERA = "agentview"
 # Every fourth control step of 1/20 s: five frames per second of robot time, played at three times that.
 FRAME_EVERY = 4
@@ -73,39 +71,3 @@ def film_again(env: Filmable, init_state: int, queries: pd.DataFrame, every: int
             step += 1
             camera.on_step(step)
     return camera
-
-
-def write_video(path: Path, frames: Iterable[Frame], fps: float = FRAMES_PER_SECOND, quality: int = 20) -> None:
-    """Encode frames as H.264 mp4 that plays in any browser; the file appears only when it is complete.
-
-    Args:
-        path: the file.
-        frames: all of one size.
-        fps: frames per second of the film.
-        quality: constant rate factor of the codec; 18 is visually lossless, 28 small.
-
-    Raises:
-        ImportError: imageio or its ffmpeg is not installed.
-    """
-    try:
-        import imageio.v2 as imageio
-    except ImportError as error:
-        raise ImportError("videos need imageio: pip install 'mist-interp[report]', or videos='none'") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.mp4")
-    options = ["-crf", str(quality), "-preset", "veryfast", "-movflags", "+faststart"]
-    writer = imageio.get_writer(
-        temporary,
-        fps=fps,
-        codec="libx264",
-        pixelformat="yuv420p",
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=options,
-    )
-    try:
-        for frame in frames:
-            writer.append_data(np.ascontiguousarray(frame))
-    finally:
-        writer.close()
-    temporary.replace(path)

@@ -20,8 +20,9 @@ import pandas as pd
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from mist_interp.data.video import write_video
 from mist_interp.evaluation.folder import Row
-from mist_interp.evaluation.video import FRAME_EVERY, FRAMES_PER_SECOND, write_video
+from mist_interp.evaluation.video import FRAME_EVERY, FRAMES_PER_SECOND
 
 PANEL, HEADER, FOOTER, GAP = 256, 30, 46, 10
 PAPER, INK, MUTED, HAIRLINE = (255, 255, 255), (29, 33, 41), (109, 116, 128), (217, 220, 225)

@@ -165,6 +165,23 @@ def test_a_balanced_set_may_grow(hub: LocalHub, tmp_path: Path) -> None:
     assert merged.manifest.counts == {"0": counts(5), "1": counts(9)} and len(merged) == 2
 
 
+def test_films_are_published_and_fetched_where_asked_for(hub: LocalHub, store: RolloutStore) -> None:
+    film = store.video(store.keys[1])
+    film.parent.mkdir(parents=True)
+    film.write_bytes(b"what the policy saw")
+    push_dataset(store, NAME)
+    assert not [name for name in hub.files(NAME) if "videos" in name]
+    push_dataset(store, NAME, videos=True)
+    card = hub.files(NAME)["README.md"].decode()
+    assert "1 episodes have one" in card and set(store.videos()) < set(hub.files(NAME))
+    commits = hub.titles(NAME)
+    push_dataset(store, NAME, videos=True)
+    push_dataset(store, NAME)  # what is there stays there
+    assert hub.titles(NAME) == commits
+    assert load_rollouts(NAME).videos() == {}
+    assert load_rollouts(NAME, videos=True).video(store.keys[1]).read_bytes() == b"what the policy saw"
+
+
 # -- tokens
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mist_interp.evaluation.video import FRAME_EVERY, write_video
+from mist_interp.data.video import write_video
+from mist_interp.evaluation.video import FRAME_EVERY, FRAMES_PER_SECOND
 from mist_interp.report.video import (
     BAD,
     FLASH_STEPS,
@@ -62,7 +63,7 @@ def test_scores_and_thresholds_are_optional() -> None:
 def test_films_survive_encoding(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "film.mp4"
     frames = [np.full((64, 64, 3), 20 * i, dtype=np.uint8) for i in range(8)]
-    write_video(path, frames)
+    write_video(path, frames, FRAMES_PER_SECOND)
     back = read_frames(path)
     assert len(back) == 8 and all(abs(int(b.mean()) - 20 * i) < 6 for i, b in enumerate(back))
     assert [p.name for p in path.parent.iterdir()] == ["film.mp4"]
