@@ -63,8 +63,9 @@ def rollout(
     arm: str = "none",
     on_step: OnStep | None = None,
     provenance: Mapping[str, str] | None = None,
+    after: tuple[int, int] | None = None,
 ) -> EpisodeRecord:
-    """Run one episode from the unit's start state to success or to the step limit.
+    """Run one episode from the unit's start state, or from a fork, to success or to the step limit.
 
     Args:
         env: an environment of the unit's task.
@@ -77,6 +78,8 @@ def rollout(
         on_step: `on_step(step, outcome)` after each control step (from 1) and once after the reset with `(0, None)`:
             videos, progress. It must not change the environment.
         provenance: recorded.
+        after: (queries, control steps) that the episode in `env` has behind it: it goes on from there without a reset,
+            and the record has the queries that follow, numbered on. `env` must remember its contacts and releases.
 
     Returns:
         The record. Contacts and releases are the environment's at the end of the episode.
@@ -88,25 +91,30 @@ def rollout(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; an episode needs at least 1")
+    if after is not None and not 0 <= after[1] < max_steps:
+        raise ValueError(f"after={after}: of {max_steps} control steps none is left to run")
     if open_loop_steps is not None and open_loop_steps < 1:
         raise ValueError(
             f"open_loop_steps is {open_loop_steps}; at least 1 action must be executed before the next look"
         )
     disturbance = Disturbance.of(unit, max_steps)
     start = time.perf_counter()
-    env.reset(unit.init_state)
-    if on_step:
-        on_step(0, None)
+    if after is None:
+        env.reset(unit.init_state)
+        if on_step:
+            on_step(0, None)
+    first, step = after or (0, 0)
     queries: list[QueryRecord] = []
-    step, success = 0, False
+    success = False
     while step < max_steps and not success:
         state_hash = env.state_hash()
         looked = time.perf_counter()
         observation = env.observe()
         seen = time.perf_counter()
-        decision = act(observation, len(queries))
+        index = first + len(queries)
+        decision = act(observation, index)
         decided = time.perf_counter()
-        actions = _checked_actions(decision.actions, len(queries))
+        actions = _checked_actions(decision.actions, index)
         query_step = step
         executed: list[Array] = []
         hand: list[Array] = []
@@ -124,7 +132,7 @@ def rollout(
                 break
         queries.append(
             QueryRecord(
-                index=len(queries),
+                index=index,
                 step=query_step,
                 chunk=np.full(actions.shape, np.nan)
                 if decision.chunk is None

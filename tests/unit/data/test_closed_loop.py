@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,6 +106,29 @@ def test_the_path_of_the_hand_has_the_moment_before_every_executed_action() -> N
 def test_equal_worlds_and_policies_give_equal_hashes() -> None:
     a, b = (rollout(CountingWorld(), constant(0.1), unit=UNIT, instruction="go", max_steps=20) for _ in range(2))
     assert [query.state_hash for query in a.queries] == [query.state_hash for query in b.queries]
+
+
+def test_an_episode_goes_on_from_a_fork_as_it_would_have_gone_on() -> None:
+    """Disturbed, cut inside its second chunk's end, numbered on: only the beginning is missing."""
+    unit, forks = replace(UNIT, perturbation="noise0.5"), []
+    settings: dict[str, Any] = {"unit": unit, "instruction": "go", "max_steps": 30}
+
+    def forking(observation: Any, query: int) -> Decision:
+        if query == 2:
+            forks.append(deepcopy(world))
+        return constant(0.1)(observation, query)
+
+    world = CountingWorld(27)
+    whole = rollout(world, forking, **settings)
+    steps: list[int] = []
+    part = rollout(forks[0], constant(0.1), after=(2, 16), on_step=lambda step, outcome: steps.append(step), **settings)
+    assert steps == list(range(17, 28)) and part.success and part.steps == whole.steps == 27
+    assert [query.index for query in part.queries] == [2, 3]
+    for mine, other in zip(part.queries, whole.queries[2:], strict=True):
+        assert (mine.state_hash, mine.step) == (other.state_hash, other.step)
+        np.testing.assert_array_equal(mine.executed, other.executed)
+    with pytest.raises(ValueError, match="none is left"):
+        rollout(forks[0], constant(0.1), after=(3, 30), **settings)
 
 
 def test_only_whole_poses_of_objects_are_kept() -> None:
