@@ -5,8 +5,9 @@ What is exported here is imported on first use, so that `import mist_interp` is 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mist_interp.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mist_interp.core.actions import ActionChunk as ActionChunk
@@ -21,25 +22,16 @@ if TYPE_CHECKING:
     from mist_interp.tracing.hooked import HookedVLA as HookedVLA
 
 _HOMES = {
-    "HookedVLA": "mist_interp.tracing.hooked",
-    "ActivationCache": "mist_interp.tracing.cache",
-    "PolicyInputs": "mist_interp.core.inputs",
-    "PolicySource": "mist_interp.data.policy_source",
-    "ActionChunk": "mist_interp.core.actions",
-    "Site": "mist_interp.core.names",
-    "TokenLayout": "mist_interp.core.layout",
-    "Probe": "mist_interp.probing.probe",
-    "SteeringDirection": "mist_interp.steering.direction",
-    "collect": "mist_interp.data.activations",
+    "HookedVLA": "tracing.hooked",
+    "ActivationCache": "tracing.cache",
+    "PolicyInputs": "core.inputs",
+    "PolicySource": "data.policy_source",
+    "ActionChunk": "core.actions",
+    "Site": "core.names",
+    "TokenLayout": "core.layout",
+    "Probe": "probing.probe",
+    "SteeringDirection": "steering.direction",
+    "collect": "data.activations",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from mist_interp.cli.eval import parse_numbers
-from mist_interp.data.policy_source import PolicySource
+from mist_interp.cli.policy_options import PolicyOptions
 
 if TYPE_CHECKING:
     from mist_interp.data.attempts import Quota
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, kw_only=True)
+class Command(PolicyOptions):
     """Run a policy in LIBERO and store every episode: outcome, contacts, actions, poses, and activations per query.
 
     The same command goes on where it was cut; several processes (--workers) or machines (--shard) may fill one folder.
@@ -36,22 +36,6 @@ class Command:
 
     out: Path
     """Folder of the store. Episodes that are there already are not run again; other settings need another folder."""
-
-    model: str = "mini"
-    """Policy: "mini" or "mini-base" (in the package), a folder, or a Hub id."""
-
-    device: str | None = None
-    """Where the policy runs, for example cuda; default: the CPU."""
-
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the weights; default: float32 below a billion parameters, bfloat16 above."""
-
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    """How attention is computed; default: sdpa."""
-
-    unnorm_key: str | None = None
-    """Data set whose statistics turn actions into robot units; default: the only one of the checkpoint, or of several
-    the suite's."""
 
     suite: str = "libero_spatial"
     """LIBERO suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90."""
@@ -120,8 +104,7 @@ class Command:
         """Collect, and print a table; 1 when episodes are missing because they crashed."""
         if self.shard is not None and self.workers > 1:
             raise ValueError("--shard is for several machines and --workers for one: give one of them")
-        policy = PolicySource(self.model, self.device, self.dtype, self.attn_implementation, self.unnorm_key)
-        policy.check()  # before the imports that take seconds
+        policy = self.policy()  # before the imports that take seconds
         from mist_interp.cli.collect_display import CollectDisplay, print_store
         from mist_interp.data.collect import collect_rollouts
         from mist_interp.data.plan import Protocol

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mist_interp.data.policy_source import PolicySource
+from mist_interp.cli.policy_options import PolicyOptions
 
 
-@dataclass(frozen=True)
-class Command:
+@dataclass(frozen=True, kw_only=True)
+class Command(PolicyOptions):
     """Run a policy under several interventions ("arms") on the same LIBERO episodes.
 
     The same command goes on where it was cut; a crashed episode becomes an error row. Examples:
@@ -31,22 +31,6 @@ class Command:
 
     out: Path
     """Results folder. An existing run there is continued if the settings are the same."""
-
-    model: str = "mini"
-    """Policy: "mini" or "mini-base" (in the package), a folder, or a Hub id."""
-
-    device: str | None = None
-    """Where the policy runs, for example cuda; default: the CPU."""
-
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the weights; default: float32 below a billion parameters, bfloat16 above."""
-
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    """How attention is computed; default: sdpa."""
-
-    unnorm_key: str | None = None
-    """Data set whose statistics turn actions into robot units; default: the only one of the checkpoint, or of several
-    the suite's."""
 
     suite: str = "libero_spatial"
     """LIBERO suite: libero_spatial, libero_object, libero_goal, libero_10 or libero_90."""
@@ -112,8 +96,7 @@ class Command:
 
     def run(self) -> int:
         """Run and print; 1 when there are error rows."""
-        policy = PolicySource(self.model, self.device, self.dtype, self.attn_implementation, self.unnorm_key)
-        policy.check()  # before the imports that take seconds
+        policy = self.policy()  # before the imports that take seconds
         from mist_interp.cli.progress import ProgressDisplay, print_summary
         from mist_interp.evaluation import Detector, Protocol, evaluate
         from mist_interp.evaluation.arm_texts import parse_arm

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from mist_interp.core.lazy import lazy_exports
 
 _HOMES = {
     "collect_rollouts": "collect",
@@ -19,19 +18,10 @@ _HOMES = {
     "ContactRecord": "records",
     "ReleaseRecord": "records",
     "Decision": "records",
-    "rollout": "rollout",
+    "compact": "compaction",
     "push_dataset": "hub",
     "load_rollouts": "hub",
     "HubError": "remote",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

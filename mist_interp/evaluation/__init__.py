@@ -1,9 +1,8 @@
 """Does an intervention help? Paired arms on the same units in the real simulator, resumable, with intervals."""
 
-from importlib import import_module
-from typing import Any
+from mist_interp.core.lazy import lazy_exports
 
-_EXPORTS = {
+_HOMES = {
     "evaluate": "runner",
     "Evaluation": "runner",
     "Protocol": "execute",
@@ -19,10 +18,5 @@ _EXPORTS = {
     "METRICS": "metrics",
     "summarize": "summary",
 }
-__all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; possible: {', '.join(__all__)}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -5,8 +5,9 @@ Importing a name from here starts the simulator's packages; `import mist_interp.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mist_interp.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mist_interp.libero.contact_events import ContactEvent as ContactEvent
@@ -18,22 +19,13 @@ if TYPE_CHECKING:
     from mist_interp.libero.suite import Task as Task
 
 _HOMES = {
-    "LiberoSuite": "mist_interp.libero.suite",
-    "Task": "mist_interp.libero.suite",
-    "LiberoEnv": "mist_interp.libero.env",
-    "Step": "mist_interp.libero.env",
-    "Fork": "mist_interp.libero.fork",
-    "ContactEvent": "mist_interp.libero.contact_events",
-    "Expert": "mist_interp.libero.expert",
+    "LiberoSuite": "suite",
+    "Task": "suite",
+    "LiberoEnv": "env",
+    "Step": "env",
+    "Fork": "fork",
+    "ContactEvent": "contact_events",
+    "Expert": "expert",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -5,8 +5,7 @@ Names are imported on first use, so that `import mist_interp.models` costs nothi
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from mist_interp.core.lazy import lazy_exports
 
 _HOMES = {
     "OpenVLAConfig": "config",
@@ -20,16 +19,6 @@ _HOMES = {
     "format_prompt": "tokenizer",
     "Processor": "processor",
     "model_image": "images",
-    "robot_state": "robot_state",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

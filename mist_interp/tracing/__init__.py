@@ -60,8 +60,7 @@ What is refused, and why:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from mist_interp.core.lazy import lazy_exports
 
 _HOMES = {
     "HookedVLA": "hooked",
@@ -85,13 +84,4 @@ _HOMES = {
     "Report": "checks",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
