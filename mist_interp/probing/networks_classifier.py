@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 
 from mist_interp.data.records import Array
 from mist_interp.probing.networks import MLP
-from mist_interp.probing.networks_fit import Recipe, Training, fit_network, probabilities
+from mist_interp.probing.networks_fit import fit_network
+from mist_interp.probing.networks_fitted import Recipe, Training, probabilities
 
 
 class NetworkClassifier(ClassifierMixin, BaseEstimator):

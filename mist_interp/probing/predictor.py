@@ -31,7 +31,7 @@ from mist_interp.data.store import RolloutStore
 from mist_interp.probing.dataset import FITS
 from mist_interp.probing.evaluation import judge
 from mist_interp.probing.networks import LSTM, MLP, Network
-from mist_interp.probing.networks_fit import FittedNetwork, Recipe, Streamed, Training, probabilities
+from mist_interp.probing.networks_fitted import FittedNetwork, Recipe, Streamed, Training, probabilities
 from mist_interp.probing.predictor_data import PredictorData
 from mist_interp.probing.predictor_files import load_predictor, save_predictor
 from mist_interp.probing.report import MIN_EPISODES, PROBE, ProbeReport
@@ -101,9 +101,9 @@ class RiskPredictor(OnHub):
         of 256; the score at query t is the sum of the sigmoids of queries 0 .. t; the loss is its distance from 0 in
         successes and from t + 1 in failures, at all queries; both outcomes weigh the same; Adam at 1e-3.
         Different: rows are standardised; weights decay (AdamW 1e-2) instead of a penalty on their squares; training
-        ends early on held-out start states, after 1,000 epochs at the latest; the score is then calibrated, which keeps its
-        order; queries later than the shortest episode of the task are masked (`Failure(cut=True)`), so that the clock
-        cannot give the outcome away. A query is a chunk of actions here, a control step or a chunk there.
+        ends early on held-out start states, after 1,000 epochs at the latest; the score is then calibrated, which keeps
+        its order; queries later than the shortest episode of the task are masked (`Failure(cut=True)`), so that the
+        clock cannot give the outcome away. A query is a chunk of actions here, a control step or a chunk there.
         """
         training = Training(epochs=1000, patience=20)
         return cls(site, tokens, pool, MLP((256,), dropout=0.0), Failure(), RunningSum(), training, seed)

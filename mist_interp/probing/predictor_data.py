@@ -19,7 +19,8 @@ from mist_interp.data.records import Array
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.controls import SHUFFLED_FITS
 from mist_interp.probing.dataset import FITS, ProbeData
-from mist_interp.probing.networks_fit import FittedNetwork, Recipe, fit_network, probabilities
+from mist_interp.probing.networks_fit import fit_network
+from mist_interp.probing.networks_fitted import FittedNetwork, Recipe, probabilities
 from mist_interp.probing.report import PROBE, Predictions
 from mist_interp.probing.targets import Target
 
@@ -100,6 +101,15 @@ class PredictorData(ProbeData):
                 seed=numbers[fit],
             )
         return fitted
+
+    def fit_folds(
+        self,
+        estimator: Recipe,
+        folds: Sequence[Bool[np.ndarray, " queries"]],
+        seeds: Sequence[int | tuple[int, ...]],
+    ) -> list[dict[str, Any]]:
+        """One after the other."""
+        return [self.fit(estimator, rows, seed) for rows, seed in zip(folds, seeds, strict=True)]
 
     def predict(self, readouts: Mapping[str, Any], rows: Bool[np.ndarray, " queries"]) -> dict[str, Predictions]:
         """Scores of every fit on the rows where the mask is true; what came before in their episodes is seen."""

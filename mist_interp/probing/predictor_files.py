@@ -20,7 +20,7 @@ from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site
 from mist_interp.data.records import Array
 from mist_interp.probing.networks import network_config, network_from_config
-from mist_interp.probing.networks_fit import FittedNetwork, Recipe, Training
+from mist_interp.probing.networks_fitted import FittedNetwork, Recipe, Training
 from mist_interp.probing.targets import target, target_config, target_from_config
 from mist_interp.probing.temporal import over_time_config, over_time_from_config
 
