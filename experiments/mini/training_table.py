@@ -45,7 +45,7 @@ def main(settings: Settings) -> None:
         last = log[-1]
         measured["training"] = (
             f"{last['update']} updates, {last['spent'] / 60:.0f} minutes of wall time, "
-            f"mean L1 loss of the last 100 updates {last['loss']:.3f} (normalised units)"
+            f"mean loss of the last 100 updates {last['loss']:.3f}"
         )
     for text in measured.values():
         console.print(f"\n{text}", soft_wrap=True, markup=False)
