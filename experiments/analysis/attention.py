@@ -28,10 +28,6 @@ What it showed for the shipped weights:
   action_read on average and 27 % in one head. BOS is no sink.
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +35,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from scenes import GOAL, TARGET, Scene, scenes
+from scenes import GOAL, TARGET, Scene, asked, begin, scenes
 
 from mist_interp import HookedVLA, PolicyInputs
 from mist_interp.analysis.attention.knockout import Head, knockout_edits, patch_keys, random_patches
@@ -79,12 +75,10 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Print one sentence per figure."""
-    torch.set_num_threads(1)
     console = Console(width=120)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy, dtype="float32", attn_implementation="eager")
+    vla = begin(settings.policy, settings.out, dtype="float32", attn_implementation="eager")
     shots = scenes(per_task=settings.per_task, steps=settings.steps)
-    inputs = vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
+    inputs = asked(vla, shots)
     look(vla, inputs, settings.out, console)
 
     shares = patch_shares(vla, {label: masks(shots, name) for label, name in OBJECTS.items()})

@@ -23,10 +23,6 @@ What it shows on `mini` (60 frames; dz at chunk step 0 has a spread of 0.62 over
     python experiments/analysis/attribution.py
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +31,7 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from scenes import TARGET, Scene, scenes
+from scenes import TARGET, Scene, asked, begin, scenes
 
 from mist_interp import HookedVLA
 from mist_interp.analysis.attention.pictures import patch_shares, policy_pictures
@@ -80,13 +76,11 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Write the figures and print what they show."""
-    torch.set_num_threads(1)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy)
+    vla = begin(settings.policy, settings.out)
     shots = scenes(settings.per_task, steps=tuple(range(0, settings.until, settings.every)))
     chosen = np.random.default_rng(0).permutation(len(shots))[: settings.frames]
     shots = [shots[k] for k in sorted(chosen)]
-    inputs = vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
+    inputs = asked(vla, shots)
 
     parts = direct_action_attribution(vla, inputs, settings.target)
     parts.plot().savefig(settings.out / "parts.png", dpi=150)

@@ -22,10 +22,6 @@ mean action; shares of the way over 60 pairs of frames at the same control step,
     python experiments/analysis/lens.py
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +31,7 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from scenes import Scene, scenes
+from scenes import Scene, asked, begin, scenes
 
 from mist_interp import HookedVLA
 from mist_interp.analysis.attention.knockout import knockout_edits
@@ -73,11 +69,9 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Write the figures and print what they show."""
-    torch.set_num_threads(1)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy, attn_implementation="eager")
+    vla = begin(settings.policy, settings.out, attn_implementation="eager")
     shots = scenes(settings.per_task, steps=tuple(range(0, settings.until, settings.every)))
-    inputs = prepare(vla, shots)
+    inputs = asked(vla, shots)
     episodes = [(shot.task, shot.init_state) for shot in shots]
     caches = lens_caches(vla, inputs)
 
@@ -100,11 +94,6 @@ def main(settings: Settings) -> None:
     print(follow(vla, inputs, pairs(shots, settings.pairs, at_start=True)).values.to_pandas().round(2).to_string())
     print("robot state taken from the other frame, while in block 0 it is hidden from:")
     print({name: round(share, 2) for name, share in routes(vla, inputs, later).items()})
-
-
-def prepare(vla: HookedVLA, shots: list[Scene]) -> PolicyInputs:
-    """One batch of all frames."""
-    return vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
 
 
 def pairs(shots: list[Scene], count: int, at_start: bool, seed: int = 0) -> list[tuple[int, int]]:

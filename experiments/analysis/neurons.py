@@ -22,10 +22,6 @@ What it showed for the shipped weights:
 - mini's unembedding was never trained with the rest, so the words of value vectors mean nothing here.
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +30,7 @@ import torch
 import tyro
 import xarray as xr
 from rich.console import Console
-from scenes import TARGET, Scene, scenes
+from scenes import TARGET, Scene, asked, begin, scenes
 
 from mist_interp import HookedVLA, PolicyInputs
 from mist_interp.analysis.attention.pictures import frames, policy_pictures
@@ -79,12 +75,10 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Print one sentence per table and figure."""
-    torch.set_num_threads(1)
     console = Console(width=120)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy, dtype="float32")
+    vla = begin(settings.policy, settings.out, dtype="float32")
     shots = scenes(per_task=settings.per_task, steps=settings.steps)
-    inputs = vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
+    inputs = asked(vla, shots)
     with torch.no_grad():
         scale = vla(inputs).values.std(0).mean(0).numpy()  # standard deviation over scenes, mean over the chunk
     directions = action_directions(vla, inputs)

@@ -25,10 +25,6 @@ Found (numbers of this script; 1 is the largest step of the controller, motion i
   0.41, 0.50, 0.90, 0.98 in blocks 0 to 3, with the grid of token groups 0.20, 0.27, 0.57, 0.65.
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +35,7 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from scenes import TARGET, Scene, scenes
+from scenes import TARGET, Scene, asked, begin, scenes
 
 from mist_interp import HookedVLA
 from mist_interp.analysis.figures import STYLE, heat_map
@@ -74,9 +70,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Write the figure and print what it shows."""
-    torch.set_num_threads(1)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy)
+    vla = begin(settings.policy, settings.out)
 
     shares = swap_inputs(vla, scenes(per_task=4, steps=settings.steps), settings.steps)
     tell_inputs(shares)
@@ -104,7 +98,7 @@ def swap_inputs(vla: HookedVLA, shots: list[Scene], steps: tuple[int, ...]) -> d
     found: dict[int, dict[str, float]] = {}
     for step in steps:
         first = [next(s for s in shots if (s.task, s.step) == (task, step)) for task in sorted({s.task for s in shots})]
-        inputs = prepare(vla, first)
+        inputs = asked(vla, first)
         pairs = [(i, j) for i in range(len(first)) for j in range(len(first)) if i != j]
         here, there = (rows(inputs, [pair[side] for pair in pairs]) for side in (0, 1))
         own = motion(vla, inputs)
@@ -171,16 +165,11 @@ def tell_bowl(along: np.ndarray, norm: np.ndarray) -> None:
 # -- two instructions on one picture ----------------------------------------------------------------------------------
 
 
-def prepare(vla: HookedVLA, shots: list[Scene]) -> PolicyInputs:
-    """One batch of all scenes."""
-    return vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
-
-
 def instruction_pairs(
     vla: HookedVLA, shots: list[Scene]
 ) -> tuple[PolicyInputs, PolicyInputs, list[tuple[int, int]], np.ndarray]:
     """Queries that differ in the instruction alone, the tasks of picture and words, and one of two sets of tasks."""
-    inputs = prepare(vla, shots)
+    inputs = asked(vla, shots)
     lengths = vla.layout(inputs).lengths
     pairs = [
         (i, j)

@@ -42,6 +42,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from sae_rollouts import Query, collect, facts_of, patch_cover, queries_of, seen
+from scenes import begin
 
 from mist_interp import HookedVLA, PolicyInputs
 from mist_interp.analysis.figures import STYLE
@@ -133,8 +134,7 @@ class Halves:
 
 def main(settings: Settings) -> None:
     """Collect, train, judge, splice, ablate, steer, draw."""
-    torch.set_num_threads(1)
-    vla = HookedVLA.from_pretrained("mini")
+    vla = begin("mini", settings.folder)
     store = collect(settings.folder, settings.inits, SITES, [part.tokens for part in reversed(PARTS)], show)
     train, test = split_by_start_state(store, settings.held_out)
     halves = Halves(train, test, queries_of(train, settings.folder), queries_of(test, settings.folder))

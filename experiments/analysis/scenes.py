@@ -4,9 +4,10 @@ Moments of real episodes: `mini` acts in LIBERO's own tasks, and every so many q
 with what a picture does not say by itself: where every object is, and which pixel shows which body. The fifty start
 states of a task differ in where the objects stand, so two scenes of one task are a natural clean/corrupt pair.
 
-    from scenes import scenes
+    from scenes import asked, begin, scenes
+    vla = begin("mini", Path("results/analysis"))
     shots = scenes(per_task=2)
-    inputs = vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
+    inputs = asked(vla, shots)
 
 Scenes are drawn once (about two seconds per episode) and kept in `runs/analysis/`.
 """
@@ -16,13 +17,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
-from mist_interp import HookedVLA
+from mist_interp import HookedVLA, PolicyInputs
 from mist_interp.core.files import write_atomic
 from mist_interp.libero import LiberoEnv, LiberoSuite
 
@@ -62,6 +67,27 @@ class Scene:
         if not wanted:
             raise KeyError(f"no body {name!r}; there are {', '.join(self.bodies)}")
         return np.isin(self.masks[camera], wanted)
+
+
+def begin(policy: str, out: Path, **loading: Any) -> HookedVLA:
+    """How every script begins: one thread, a folder for what it finds, and the policy.
+
+    Args:
+        policy: name or folder.
+        out: made when it does not exist.
+        loading: how the policy is loaded, see `HookedVLA.from_pretrained`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    vla = HookedVLA.from_pretrained(policy, **loading)
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # of the numerical libraries that are loaded by now, for the rest of the process
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of those that are loaded later
+    return vla
+
+
+def asked(vla: HookedVLA, shots: Sequence[Scene]) -> PolicyInputs:
+    """The queries that the policy is asked at these scenes, as one batch."""
+    return vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
 
 
 def scenes(

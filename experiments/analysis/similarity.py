@@ -21,10 +21,6 @@ What it showed for the shipped weights:
   move it by 0.28 (agentview) and 0.23 (wrist), the robot state by 0.04.
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +28,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from scenes import scenes
+from scenes import asked, begin, scenes
 
 from mist_interp import HookedVLA, PolicyInputs
 from mist_interp.analysis.attention.knockout import knockout_shift
@@ -61,12 +57,10 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Print one sentence per figure."""
-    torch.set_num_threads(1)
     console = Console(width=120)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy, dtype="float32", attn_implementation="eager")
+    vla = begin(settings.policy, settings.out, dtype="float32", attn_implementation="eager")
     shots = scenes(per_task=settings.per_task, steps=settings.steps)
-    inputs = vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
+    inputs = asked(vla, shots)
     starts = [f"task {shot.task} start {shot.init_state}" for shot in shots]
     tasks = [shot.task for shot in shots]
     places = ["embed", *(f"resid_post {layer}" for layer in range(vla.cfg.n_layers))]

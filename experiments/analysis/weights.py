@@ -24,10 +24,6 @@ What it showed for the shipped weights:
   0.01 standard deviations only. L1H1 moves it most, by 0.37 (others 0.00 to 0.21).
 """
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +33,7 @@ import pandas as pd
 import torch
 import tyro
 from rich.console import Console
-from scenes import scenes
+from scenes import asked, begin, scenes
 from scipy.stats import spearmanr
 
 from mist_interp import HookedVLA, PolicyInputs
@@ -72,12 +68,10 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Print one sentence per figure."""
-    torch.set_num_threads(1)
     console = Console(width=120)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    vla = HookedVLA.from_pretrained(settings.policy, dtype="float32", attn_implementation="eager")
+    vla = begin(settings.policy, settings.out, dtype="float32", attn_implementation="eager")
     shots = scenes(per_task=settings.per_task, steps=settings.steps)
-    inputs = vla.prepare([shot.obs for shot in shots], [shot.instruction for shot in shots])
+    inputs = asked(vla, shots)
     some = PolicyInputs.cat([inputs[k] for k in range(0, len(shots), 5)])
     follow(vla, some, compose(vla, settings, console), console)
     written(vla, some, settings.out, console)

@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mist_interp.analysis.attention.mass import Layers, averages, source
-from mist_interp.analysis.head import action_unit
+from mist_interp.analysis.attention.mass import Layers, averages
+from mist_interp.analysis.head import action_unit, source_of
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.weights.action import action_directions
 from mist_interp.core.errors import UnknownName
@@ -72,7 +72,7 @@ def neuron_spread(
     spread = torch.cat(rows).std(0)
     what = f"Standard deviation over samples of a neuron's mean activation at {tokens!r}."
     axes = {"layer": wanted, "neuron": range(vla.cfg.d_mlp)}
-    return Result(labelled(spread, **axes), "activation", what, source(vla, samples=inputs.batch_size))
+    return Result(labelled(spread, **axes), "activation", what, source_of(vla, samples=inputs.batch_size))
 
 
 def neuron_effects(
@@ -108,7 +108,7 @@ def neuron_effects(
         unit = f"{action_unit(vla)} per standard deviation of the neuron"
     axes = {"layer": wanted, "neuron": range(vla.cfg.d_mlp), "dim": list(vla.cfg.action_names)}
     what = "Change of an action number when a neuron rises at all read tokens of a step (direct path, linearised)."
-    return Result(labelled(slopes, **axes), unit, what, source(vla, samples=inputs.batch_size))
+    return Result(labelled(slopes, **axes), unit, what, source_of(vla, samples=inputs.batch_size))
 
 
 def neuron_table(effects: Result, k: int = 5, relative_to: Sequence[float] | None = None) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def neuron_activations(
     labels = [f"L{layer}N{number}" for layer, number in pairs]
     what = f"Mean activation of a neuron at {tokens!r}."
     return Result(
-        labelled(torch.cat(rows), sample=range(inputs.batch_size), neuron=labels), "activation", what, source(vla)
+        labelled(torch.cat(rows), sample=range(inputs.batch_size), neuron=labels), "activation", what, source_of(vla)
     )
 
 
@@ -230,7 +230,7 @@ def push_neurons(
             after = vla(inputs)
     axes = {"sample": range(len(before)), "step": [f"t{step}" for step in range(vla.cfg.chunk)], "dim": before.names}
     what = "Change of the action when some neurons are raised."
-    facts = source(vla, neurons=[list(pair) for pair in pairs], amounts=added)
+    facts = source_of(vla, neurons=[list(pair) for pair in pairs], amounts=added)
     return Result(labelled(after.values - before.values, **axes), "action (unit of the demonstrations)", what, facts)
 
 

@@ -26,6 +26,8 @@ Frame = UInt8[np.ndarray, "height width 3"]
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
 # A chunk of eight steps of 1/20 s is 0.4 s of robot time, so a film plays at twice that.
 QUERIES_PER_SECOND = 5.0
+# Of films that have a frame every few control steps, see `mist_interp.evaluation.video`.
+FRAMES_PER_SECOND = 15.0
 VIDEOS = ("none", "sample", "failures", "all")
 # "sample" films one episode of so many, chosen by its key and so not by what happens in it.
 SAMPLE_EVERY = 10
@@ -84,7 +86,7 @@ def check_videos(videos: str) -> None:
         _imageio()
 
 
-def write_video(path: Path, frames: Iterable[Frame], fps: float, quality: int = 20) -> None:
+def write_video(path: Path, frames: Iterable[Frame], fps: float = FRAMES_PER_SECOND, quality: int = 20) -> None:
     """Encode frames as H.264 mp4 that plays in any browser; the file appears only when it is complete.
 
     Args:

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from mist_interp.data.video import FRAMES_PER_SECOND as FRAMES_PER_SECOND
 from mist_interp.data.video import Frame
 
 CAMERA = "agentview"
 # Every fourth control step of 1/20 s: five frames per second of robot time, played at three times that.
 FRAME_EVERY = 4
-FRAMES_PER_SECOND = 15
 
 
 class Filmable(Protocol):

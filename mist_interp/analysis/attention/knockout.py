@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from mist_interp.analysis.attention.mass import require_eager, source
+from mist_interp.analysis.attention.mass import require_eager
+from mist_interp.analysis.head import source_of
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
@@ -144,7 +145,7 @@ def knockout_shift(
         labelled(after.normalized - before.normalized, **axes),
         "normalised action",
         "Change of the action when some heads no longer see some tokens.",
-        source(vla, edits=[str(edit.site) for edit in edits]),
+        source_of(vla, blinded=[str(edit.site) for edit in edits]),
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mist_interp.analysis.head import live_edits
+from mist_interp.analysis.head import source_of
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.layout import TokenLayout
@@ -207,13 +207,7 @@ def result(
 ) -> Result:
     """A result with the axes (sample, layer, head, from, ...)."""
     axes = {"sample": range(len(values)), "layer": layer_numbers(vla, layers), "head": range(vla.cfg.n_heads)}
-    return Result(labelled(values, **axes, **{"from": queries}, **more), "share", what, source(vla))
-
-
-def source(vla: HookedVLA, **facts: Any) -> dict[str, Any]:
-    """Where a result came from."""
-    live = live_edits(vla)
-    return {"policy": vla.cfg.model_id, **facts} | ({"edits": live} if live else {})
+    return Result(labelled(values, **axes, **{"from": queries}, **more), "share", what, source_of(vla))
 
 
 def layer_numbers(vla: HookedVLA, layers: Layers) -> list[int]:

@@ -30,11 +30,11 @@ from mist_interp.analysis.attention.mass import (
     parts,
     result,
     shared_columns,
-    source,
     summarise,
     with_rest,
     without,
 )
+from mist_interp.analysis.head import source_of
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.several import Several
 from mist_interp.core.inputs import PolicyInputs
@@ -128,7 +128,7 @@ def received(vla: HookedVLA, inputs: PolicyInputs, layers: Layers = None, batch:
     values = summarise(vla, inputs, summary, layers, batch).mean(0)
     what = "Attention that a token gets from all queries, as a multiple of the even share; mean over samples."
     axes = {"layer": layer_numbers(vla, layers), "head": range(vla.cfg.n_heads), "token": labels}
-    return Result(labelled(values, **axes), "times the even share", what, source(vla, samples=inputs.batch_size))
+    return Result(labelled(values, **axes), "times the even share", what, source_of(vla, samples=inputs.batch_size))
 
 
 def find_sinks(attention: Result, factor: float = 10.0) -> tuple[str, ...]:

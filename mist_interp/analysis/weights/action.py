@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mist_interp.analysis.attention.mass import Layers, source
-from mist_interp.analysis.head import action_unit, head_direction
+from mist_interp.analysis.attention.mass import Layers
+from mist_interp.analysis.head import action_unit, head_direction, source_of
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.several import Several
 from mist_interp.analysis.weights.circuits import ov_circuit
@@ -103,7 +103,7 @@ def ov_toward_action(
         shares.append(along.pow(2).sum(1) / mean.pow(2).sum(-1))
     names, heads = list(cfg.action_names), range(cfg.n_heads)
     axes = {"layer": wanted, "head": heads, "component": range(cfg.d_head), "dim": names}
-    facts = source(vla, samples=len(each), directions="mean live slope of the head")
+    facts = source_of(vla, samples=len(each), directions="mean live slope of the head")
     agreement = mean.norm(dim=-1) / each.norm(dim=-1).mean(0)
     return ActionReadout(
         Result(

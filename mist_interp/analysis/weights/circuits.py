@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mist_interp.analysis.attention.mass import Layers, averages, parts, require_eager, source
+from mist_interp.analysis.attention.mass import Layers, averages, parts, require_eager
+from mist_interp.analysis.head import source_of
 from mist_interp.analysis.result import Result, labelled
 from mist_interp.analysis.several import Several
 from mist_interp.analysis.weights.factored import Factored
@@ -148,7 +149,7 @@ def composition(vla: HookedVLA, kinds: Sequence[Kind] = KINDS, draws: int = 20, 
                     tables[t, k, rows, cols] = values.double()
     axes: dict[str, Any] = {"kind": list(kinds), "from": labels, "to": labels}
     what = ("Composition score of an earlier head with a later one.", "The same, turned at random.", "Its deviation.")
-    facts = source(vla, draws=draws, seed=seed)
+    facts = source_of(vla, draws=draws, seed=seed)
     found = [Result(labelled(t, **axes), "share of norms", text, facts) for t, text in zip(tables, what, strict=True)]
     return Composition(found[0], found[1], found[2], draws)
 
@@ -284,4 +285,4 @@ def _between(
     vla: HookedVLA, values: Tensor, unit: str, what: str, layers: Layers, rows: list[str], columns: list[str]
 ) -> Result:
     axes = {"sample": range(len(values)), "layer": _wanted(vla, layers), "head": range(vla.cfg.n_heads)}
-    return Result(labelled(values, **axes, **{"from": rows, "to": columns}), unit, what, source(vla))
+    return Result(labelled(values, **axes, **{"from": rows, "to": columns}), unit, what, source_of(vla))

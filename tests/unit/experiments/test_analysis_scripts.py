@@ -7,10 +7,14 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import tyro
+from threadpoolctl import threadpool_info, threadpool_limits
 
 pytest.importorskip("libero")  # their scenes are those of the simulator
 
@@ -40,6 +44,26 @@ def script(name: str) -> Any:
 
 def test_the_scripts_are_found() -> None:
     assert {"attention", "lens", "patching", *SHARED} <= set(NAMES)
+
+
+def test_a_script_begins_with_one_thread_a_folder_and_the_policy(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threadpool_limits(2):
+            vla = script("scenes").begin("mini", tmp_path / "a" / "b", attn_implementation="eager")
+            assert torch.get_num_threads() == 1 == max(pool["num_threads"] for pool in threadpool_info())
+    finally:
+        torch.set_num_threads(before)
+    assert (tmp_path / "a" / "b").is_dir() and vla.cfg.model_id.startswith("mini")
+    shot = SimpleNamespace(obs=observation(), instruction="pick up the bowl")
+    assert script("scenes").asked(vla, [shot, shot]).batch_size == 2
+
+
+def observation() -> dict[str, np.ndarray]:
+    pictures = {name: np.zeros((256, 256, 3), np.uint8) for name in ("agentview_image", "robot0_eye_in_hand_image")}
+    state = {"robot0_eef_pos": np.zeros(3), "robot0_eef_quat": np.eye(4)[3], "robot0_gripper_qpos": np.zeros(2)}
+    return pictures | state
 
 
 @pytest.mark.parametrize("name", NAMES)
