@@ -17,7 +17,7 @@ difference: the logit of one bin (by default the one it chose) minus the mean lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,16 +25,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mist_interp.core.actions import ActionChunk
-from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site, SiteKey
-from mist_interp.core.selectors import parse_action
 from mist_interp.models.normalization import EPSILON, unnormalize
 from mist_interp.tracing.hooked import HookedVLA
 from mist_interp.tracing.interventions import Intervention
-
-# "t0.dz", "dz" (mean over the chunk), or numbers with weights: {"t0.dx": 1, "t0.dy": -1}.
-ActionTarget = str | Mapping[str, float]
+from mist_interp.tracing.targets import ActionTarget as ActionTarget
+from mist_interp.tracing.targets import action_weights as action_weights
 
 NO_DIFFUSION = (
     "a diffusion head predicts the noise in a noisy chunk, and its action is the end of many such runs, each from "
@@ -61,37 +58,6 @@ def speaks_tokens(vla: HookedVLA) -> bool:
 def action_unit(vla: HookedVLA) -> str:
     """Unit of what `tail` gives."""
     return "logit above the mean of the bins" if speaks_tokens(vla) else "action (unit of the demonstrations)"
-
-
-def action_weights(vla: HookedVLA, target: ActionTarget) -> Float[Tensor, "chunk dim"]:
-    """Weight of every number of a chunk in a target.
-
-    Raises:
-        UnknownName: no such chunk step or dimension.
-        TypeError: neither a text nor numbers with weights.
-        ValueError: a whole chunk step, whose numbers have no common unit; a text that is no target; no weight at all.
-    """
-    if not isinstance(target, str | Mapping):
-        raise TypeError(
-            f"a target is a text such as 't0.dz' or 'dz', or numbers with weights such as {{'t0.dx': 1, 't0.dy': -1}}; "
-            f"given a {type(target).__name__}: {target!r}"
-        )
-    cfg = vla.cfg
-    names = list(cfg.action_names)
-    weights = torch.zeros(cfg.chunk, len(names), dtype=torch.float64)
-    for key, weight in ({target: 1.0} if isinstance(target, str) else target).items():
-        step, dim = parse_action(key)
-        if dim is None:
-            raise ValueError(f"{key!r} is a whole chunk step; a target is one number, such as {key + '.' + names[0]!r}")
-        if dim not in names:
-            raise UnknownName("action dimension", dim, names)
-        if step is not None and step >= cfg.chunk:
-            raise UnknownName("chunk step", f"t{step}", [f"t{k}" for k in range(cfg.chunk)])
-        steps = slice(None) if step is None else slice(step, step + 1)
-        weights[steps, names.index(dim)] += weight / (cfg.chunk if step is None else 1)
-    if not bool(weights.any()):
-        raise ValueError(f"the target {target!r} gives no number any weight")
-    return weights
 
 
 def read_states(

@@ -1,4 +1,8 @@
-"""In which direction do two kinds of activations differ, whatever task they come from?"""
+"""In which direction do two kinds of activations differ, whatever task they come from?
+
+Source of the contrast of means: Rimsky et al. 2024 (contrastive activation addition), Marks and Tegmark 2024
+(difference in means).
+"""
 
 from __future__ import annotations
 

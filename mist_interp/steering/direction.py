@@ -6,15 +6,11 @@ that
     coefficient 1  =  one standard deviation of the projection of the training activations on the direction
 
 and adding `coef * vector` at every selected token moves their pooled projection by `coef` such deviations, at any
-layer and in any model. Coefficient 0 is exactly no steering: no hook is set.
-
-Source of the contrast of means: Rimsky et al. 2024 (contrastive activation addition), Marks and Tegmark 2024
-(difference in means).
+layer and in any model. Coefficient 0 is exactly no steering: no hook is set. How one is made: `making.py`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,23 +20,20 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site
 from mist_interp.core.provenance import provenance
-from mist_interp.data.activation_set import ActivationSet, StartState, fingerprint, refuse_shared, start_states
+from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared, start_states
 from mist_interp.data.artefact import OnHub
 from mist_interp.data.records import Array, Unit
-from mist_interp.steering.contrast import check_comparable, mean_difference
+from mist_interp.steering.files import FILES, read_direction, write_direction
+from mist_interp.steering.making import Making
 from mist_interp.tracing.interventions import Intervention
 from mist_interp.tracing.verbs import add
 
 SIGMA = "1 standard deviation of the training projection"
 COMBINATION = "linear combination of directions"
-FORMAT = 1
 
 
 class Steerable(Protocol):
@@ -50,7 +43,7 @@ class Steerable(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringDirection(OnHub):
+class SteeringDirection(Making, OnHub):
     """A direction at a site, scaled to its unit.
 
     Attributes:
@@ -69,7 +62,7 @@ class SteeringDirection(OnHub):
     source: Mapping[str, Any] = field(default_factory=dict)
     trained_on: frozenset[StartState] = frozenset()
 
-    hub_files: ClassVar[tuple[str, ...]] = ("direction.json", "direction.safetensors")
+    hub_files: ClassVar[tuple[str, ...]] = FILES
 
     def __post_init__(self) -> None:
         if self.vector.ndim != 1 or not bool(torch.isfinite(self.vector).all()):
@@ -82,71 +75,7 @@ class SteeringDirection(OnHub):
         """Euclidean length of what coefficient 1 adds at one token."""
         return float(self.vector.double().norm())
 
-    # -- making
-
-    @classmethod
-    def from_contrast(
-        cls,
-        pos: ActivationSet,
-        neg: ActivationSet,
-        *,
-        evaluation: Iterable[Unit] = (),
-        within_task: bool = True,
-    ) -> SteeringDirection:
-        """Difference of means, from `neg` towards `pos`.
-
-        Args:
-            pos: rows of one kind (e.g. queries of successful episodes).
-            neg: rows of the other kind, at the same site and tokens.
-            evaluation: the units on which the direction will be judged.
-            within_task: take the difference within each task that has both kinds and average them, weighted by how
-                well each is determined (n+ n- / (n+ + n-)), so that the direction does not say which task it is.
-
-        Raises:
-            ValueError: a start state of `evaluation` is among the rows, the sites differ, or there is nothing to
-                compare.
-        """
-        check_comparable(pos, neg)
-        trained_on = pos.start_states | neg.start_states
-        refuse_shared(trained_on, start_states(evaluation))
-        strata = (pos.tasks, neg.tasks) if within_task else (np.zeros(len(pos)), np.zeros(len(neg)))
-        difference = mean_difference(pos.x, neg.x, *strata)
-        return cls.scaled(
-            difference,
-            np.concatenate([pos.x, neg.x]),
-            site=pos.site,
-            tokens=pos.tokens,
-            source={
-                "method": "difference of means" + (" within tasks" if within_task else ""),
-                "rows": {"positive": len(pos), "negative": len(neg)},
-                "pool": pos.pool,
-                "data": dict(pos.source),
-            },
-            trained_on=trained_on,
-        )
-
-    @classmethod
-    def scaled(
-        cls,
-        vector: Float[Array, " width"],
-        x: Float[Array, "rows width"],
-        *,
-        site: Site,
-        tokens: str,
-        source: Mapping[str, Any],
-        trained_on: Iterable[StartState],
-    ) -> SteeringDirection:
-        """`vector`, rescaled so that coefficient 1 is one standard deviation of the projection of `x` on it.
-
-        Raises:
-            ValueError: the vector is zero, or the rows do not vary along it: there is no unit then.
-        """
-        direction = np.asarray(vector, dtype=np.float64)
-        length = float(np.linalg.norm(direction))
-        sigma = float(np.std(np.asarray(x, dtype=np.float64) @ (direction / length))) if length > 0 else 0.0
-        # Rows that vary by rounding only give no unit.
-        sigma = 0.0 if sigma <= 1e-12 * max(1.0, float(np.abs(x).max(initial=0.0))) else sigma
-        return cls.of_length(direction, sigma, site=site, tokens=tokens, source=source, trained_on=trained_on)
+    # -- making (more in `Making`)
 
     @classmethod
     def of_length(
@@ -260,18 +189,14 @@ class SteeringDirection(OnHub):
 
     def save(self, folder: str | Path) -> None:
         """Write `direction.safetensors` and `direction.json` into `folder`."""
-        folder = Path(folder)
-        content = {
-            "format": FORMAT,
+        facts = {
             "site": self.site.name,
             "tokens": self.tokens,
             "unit": self.unit,
             "source": self.source,
             "trained_on": sorted(self.trained_on),
         }
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        write_atomic(folder / "direction.safetensors", save_tensors({"vector": self.vector.contiguous()}))
-        write_atomic(folder / "direction.json", text)
+        write_direction(Path(folder), self.vector, facts)
 
     @classmethod
     def load(cls, folder: str | Path) -> SteeringDirection:
@@ -281,20 +206,14 @@ class SteeringDirection(OnHub):
             FileNotFoundError: there is no direction in this folder.
             ValueError: it was written in a format that this version does not know.
         """
-        folder = Path(folder)
-        path = folder / "direction.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"no steering direction in {folder}: direction.json is missing")
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']}; this package reads {FORMAT}")
+        vector, facts = read_direction(Path(folder))
         return cls(
-            site=Site(content["site"]),
-            vector=load_tensors((folder / "direction.safetensors").read_bytes())["vector"],
-            tokens=content["tokens"],
-            unit=content["unit"],
-            source=content["source"],
-            trained_on=frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"]),
+            site=Site(facts["site"]),
+            vector=vector,
+            tokens=facts["tokens"],
+            unit=facts["unit"],
+            source=facts["source"],
+            trained_on=frozenset((suite, task, init_state) for suite, task, init_state in facts["trained_on"]),
         )
 
     def hub_facts(self) -> Mapping[str, Any]:

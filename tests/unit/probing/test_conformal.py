@@ -196,13 +196,20 @@ def test_scores_that_do_not_fit_are_refused() -> None:
         alarm.fires(np.array([0.0, np.nan]))
 
 
+def test_a_score_equal_to_the_limit_is_no_alarm() -> None:
+    """All safe episodes of a saturated score have the same; with "at least" every one would raise the alarm."""
+    alarm = ConformalAlarm.calibrate(episodes([np.ones((3, 1))] * 30), 0.1, trained_on=NONE)
+    assert alarm.limits == (1.0,)
+    assert not alarm.fires(np.ones((3, 1))) and alarm.fires(np.array([1.0, np.nextafter(1.0, 2.0)]))
+
+
 # -- what it may be calibrated on
 
 
 def test_only_safe_and_unseen_episodes_calibrate() -> None:
     good = episodes(walks(np.random.default_rng(0), 30))
     bad = replace(good, unsafe=("failed", *[""] * 28, "had a forbidden contact"))
-    with pytest.raises(ValueError, match=r"2 of 30 episodes are not safe, .* libero_spatial-t00-i000-none-s0-p0 failed"):
+    with pytest.raises(ValueError, match=r"2 of 30 episodes are not safe, .* libero_spatial-t00-i000\S* failed"):
         ConformalAlarm.calibrate(bad, 0.1, trained_on=NONE)
     assert ConformalAlarm.calibrate(bad.safe(), 0.1, trained_on=NONE).n == 28
     with pytest.raises(ValueError, match="libero_spatial task 0 init 7"):
