@@ -82,6 +82,11 @@ class Arm(Protocol):
         """Name in tables and folders."""
         ...
 
+    @property
+    def gated(self) -> bool:
+        """Whether the arm leaves the policy alone until the detector has fired in this episode."""
+        ...
+
     def config(self) -> dict[str, Any]:
         """Everything that defines the arm, as JSON; two arms with equal config act alike."""
         ...
@@ -96,6 +101,11 @@ class NoEdit:
     """The policy as it is; with a detector this is the shadow arm, whose triggers are logged and do nothing."""
 
     name: str = "none"
+
+    @property
+    def gated(self) -> bool:
+        """See `Arm`; what never acts does not act before the trigger either."""
+        return True
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
@@ -126,6 +136,11 @@ class Steer:
         _check_when(self.name, self.when)
         if not np.isfinite(self.coef):
             raise ValueError(f"arm {self.name!r}: coef={self.coef} is not a finite number")
+
+    @property
+    def gated(self) -> bool:
+        """See `Arm`."""
+        return self.when != "always"
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
@@ -178,6 +193,11 @@ class Intervene:
         _check_when(self.name, self.when)
         if not self.changes or not all(isinstance(change, Intervention) for change in self.changes):
             raise ValueError(f"arm {self.name!r} needs edits made by add, scale, ablate, ...; not none, not a function")
+
+    @property
+    def gated(self) -> bool:
+        """See `Arm`."""
+        return self.when != "always"
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""

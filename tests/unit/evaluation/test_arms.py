@@ -223,3 +223,10 @@ def test_one_changed_value_in_a_small_tensor_changes_the_fingerprint() -> None:
     with torch.no_grad():
         policy.language_model.model.norm.weight[3] += 1e-3
     assert weights_fingerprint(policy) != before
+
+
+def test_an_arm_says_whether_it_waits_for_the_trigger(direction: SteeringDirection) -> None:
+    waits = {when: Steer(direction, 1.0, when).gated for when in ("always", "fired", "triggered")}
+    assert waits == {"always": False, "fired": True, "triggered": True}
+    assert {when: Intervene((skip(0),), when).gated for when in waits} == waits
+    assert NoEdit().gated
