@@ -75,7 +75,15 @@ class Ledger:
     finite: bool = True
     _sums: dict[int, tuple[Edit, tuple[Tensor, Tensor, Tensor]]] = field(default_factory=dict)
 
-    def note(self, edit: Edit, old: Tensor, new: Tensor, valid: Tensor | None, tokens: Tensor | None) -> None:
+    def note(
+        self,
+        edit: Edit,
+        old: Tensor,
+        new: Tensor,
+        valid: Tensor | None,
+        tokens: Tensor | None,
+        chosen: bool = False,
+    ) -> None:
         """Add what an edit did to a piece of its site in one run.
 
         Args:
@@ -83,6 +91,7 @@ class Ledger:
             old: (batch, ...) the piece before.
             new: the piece after.
             valid: (batch, token) which tokens of the piece exist; None for all.
+            chosen: whether the piece is what a selector chose, whose padding is not written back.
             tokens: (batch,) tokens of the whole site; None for those of the piece.
 
         Raises:
@@ -92,12 +101,15 @@ class Ledger:
         if edit.site.hook.short == "attn_scores":
             old, new = old.float().softmax(-1), new.float().softmax(-1)
         dim = 2 if edit.site.hook.axis == "pattern" else 1
-        squares = _squares(old, new, dim, valid, torch.promote_types(old.dtype, torch.float32))
-        if not bool(squares.isfinite().all()):  # or the squares of finite numbers are beyond float32
-            squares = _squares(old, new, dim, valid, torch.float64)
-            if self.finite and not bool(squares.isfinite().all()) and bool(old.isfinite().all()):
-                wrote = f"{edit} wrote NaN or infinite values over finite ones"
-                raise FloatingPointError(f"{wrote}; to allow it, set vla.check_finite = False")
+        written = valid if chosen else None
+        squares = _squares(old, new, dim, written, torch.promote_types(old.dtype, torch.float32))
+        # Finite squares mean finite values; squares of finite values may be beyond float32.
+        if not bool(squares.isfinite().all()):
+            squares = _squares(old, new, dim, written, torch.float64)
+            if self.finite:
+                _demand_finite(edit, old, new, dim, written)
+        if not chosen:
+            squares = _unpadded(squares, valid)
         count = torch.full((len(squares),), squares.shape[1]) if tokens is None else tokens
         parts = squares.sum(1, dtype=torch.float64), (squares > 0).sum(1), count
         before = self._sums.get(id(edit))
@@ -117,5 +129,17 @@ class Ledger:
 
 def _squares(old: Tensor, new: Tensor, dim: int, valid: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Squared length of the change of each token, (batch, token); 0 for padding."""
-    squares = (new.to(dtype) - old.to(dtype)).movedim(dim, 1).flatten(2).square().sum(-1)
-    return squares if valid is None else squares.masked_fill(~valid.to(squares.device), 0)
+    return _unpadded((new.to(dtype) - old.to(dtype)).movedim(dim, 1).flatten(2).square().sum(-1), valid)
+
+
+def _unpadded(counts: Tensor, valid: Tensor | None) -> Tensor:
+    return counts if valid is None else counts.masked_fill(~valid.to(counts.device), 0)
+
+
+def _demand_finite(edit: Edit, old: Tensor, new: Tensor, dim: int, valid: Tensor | None) -> None:
+    """Refuse values that are not finite where the network's own were."""
+    wrong = ~new.isfinite() & old.isfinite()
+    bad = int(_unpadded(wrong.movedim(dim, 1).flatten(2).sum(-1), valid).sum())
+    if bad:
+        wrote = f"{edit} wrote NaN or infinite values over finite ones ({bad} of {new.numel()})"
+        raise FloatingPointError(f"{wrote}; to allow it, set vla.check_finite = False")

@@ -105,7 +105,8 @@ class Edit:
                 return None
             old, new, changed = piece, answer, answer
         if ledger is not None:
-            ledger.note(self, old, new, valid if selection is None else selection.valid, count)
+            there = valid if selection is None else selection.valid
+            ledger.note(self, old, new, there, count, chosen=selection is not None)
         return changed if selection is None else put(values, changed, selection, dim)
 
     def _answer(self, fn: HookFunction, values: torch.Tensor) -> torch.Tensor | None:

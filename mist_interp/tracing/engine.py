@@ -93,12 +93,10 @@ class Forward:
 
     Attributes:
         batch: samples of the query, for the shapes.
-        finite: whether an edit that brings in a NaN or an infinity is an error.
         written: by name and run, the last value that was written to a tensor which the network itself never holds.
     """
 
     batch: int
-    finite: bool = True
     written: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
 
@@ -107,12 +105,10 @@ class Engine:
 
     Attributes:
         module: the network.
-        finite: whether an edit that brings in a NaN or an infinity is an error.
     """
 
-    def __init__(self, module: torch.nn.Module, finite: bool = True):
+    def __init__(self, module: torch.nn.Module):
         self.module = module
-        self.finite = finite
         self._wrapped: NNsight | None = None
         self._views: dict[str, Any] = {}
         with _TURNS_LOCK:
@@ -142,7 +138,7 @@ class Engine:
         with self._taking_turns():
             answer: list[Any] = []
             wrapped = self._wrap()
-            forward = Forward(batch, self.finite)
+            forward = Forward(batch)
             # fmt: off
             with wrapped.trace(fn=lambda: answer.append(call())) as tracer:
                 for worker in workers:
@@ -253,8 +249,6 @@ def _serve(tap: Tap, view: Any, forward: Forward, run: int) -> None:
             new = tap.see(shown, run)
             if new is not None:
                 new = location.hide(new.to(device=raw.device, dtype=raw.dtype), raw)
-                if forward.finite:
-                    _demand_finite(new, raw, port.masks)
         if new is None:
             return
         if port.virtual:
@@ -263,20 +257,6 @@ def _serve(tap: Tap, view: Any, forward: Forward, run: int) -> None:
     except Exception as error:
         error.add_note(f"in a hook at {tap.name}")
         raise
-
-
-def _demand_finite(new: Tensor, old: Tensor, masks: bool) -> None:
-    """Refuse values that are not finite where the network's own were; where there are masks, -inf is one of them."""
-    finite = torch.isfinite(new.detach())
-    if masks:
-        finite = finite | (new.detach() == -torch.inf)
-    if bool(finite.all()):
-        return
-    bad = int((~finite & torch.isfinite(old.detach())).sum())
-    if bad:
-        raise FloatingPointError(
-            f"an edit wrote {bad} NaN or infinite values over finite ones; to allow it, set vla.check_finite = False"
-        )
 
 
 def _halt(wrapped: NNsight, tracer: Any, path: str) -> None:

@@ -60,6 +60,8 @@ class HookedVLA:
     def __init__(self, policy: Any):
         self.policy = policy
         self._engine = Engine(policy)
+        self.check_finite = True
+        """Whether an edit that writes a NaN or an infinity over a finite value is an error (FloatingPointError)."""
         self._live = LiveEdits()
         self._changes: tuple[Change, ...] = ()
         self._catalogue: tuple[str, Catalogue] | None = None
@@ -143,15 +145,6 @@ class HookedVLA:
     def edits(self) -> tuple[Edit, ...]:
         """Edits that are live now, in the order in which they apply where they meet."""
         return self._live.all
-
-    @property
-    def check_finite(self) -> bool:
-        """Whether an edit that writes a NaN or an infinity over a finite value is an error (FloatingPointError)."""
-        return self._engine.finite
-
-    @check_finite.setter
-    def check_finite(self, check: bool) -> None:
-        self._engine.finite = check
 
     def changes(self) -> tuple[Change, ...]:
         """What each live edit did in the last forward: norm of the change and tokens touched, per sample.

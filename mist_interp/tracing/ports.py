@@ -35,7 +35,6 @@ class Port:
         put: takes the view, a new tensor of the same shape and the old one.
         derived: whether `get` may compute a new tensor, so that the network goes on with it only once it is put back.
         virtual: whether the network itself never holds this tensor (which is then derived, too).
-        masks: whether -infinity is a value that an edit may write, as in scores that are not to be seen.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Port:
     put: Callable[[Any, Tensor, Tensor], None]
     derived: bool = False
     virtual: bool = False
-    masks: bool = False
 
 
 def _get_input(view: Any) -> Tensor:
@@ -135,7 +133,7 @@ def _put_pattern(view: Any, new: Tensor, old: Tensor) -> None:
     _softmax(view).output = new
 
 
-SCORES = Port("scores", lambda view: _softmax(view).input, _put_scores, masks=True)
+SCORES = Port("scores", lambda view: _softmax(view).input, _put_scores)
 PATTERN = Port("pattern", lambda view: _softmax(view).output, _put_pattern)
 
 

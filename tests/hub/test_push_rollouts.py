@@ -86,9 +86,12 @@ def test_an_empty_store_and_a_wrong_name_are_refused(hub: LocalHub, store: Rollo
         push_dataset(store, "me/roll outs")
 
 
-def test_the_same_push_again_uploads_nothing(hub: LocalHub, store: RolloutStore) -> None:
+def test_the_same_push_again_uploads_nothing(
+    hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     push_dataset(store, NAME)
     commits = hub.titles(NAME)
+    monkeypatch.setattr(pushing, "write_pack", lambda *given: pytest.fail("nothing is packed either"))
     push_dataset(store, NAME)
     assert hub.titles(NAME) == commits
 

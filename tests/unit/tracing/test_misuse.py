@@ -7,15 +7,17 @@ import gc
 import json
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from mist_interp.core.errors import UnknownName
+from mist_interp.core.names import Site
 from mist_interp.tracing import HookedVLA, Intervention, scale, skip
+from mist_interp.tracing.changes import Ledger
 from mist_interp.tracing.checks import noise_inputs
-from mist_interp.tracing.engine import _demand_finite
 
 RESID = ("resid_post", 1)
 
@@ -204,12 +206,15 @@ def test_the_check_can_be_turned_off(vla, inputs):
 
 def test_what_was_not_finite_before_may_stay_so():
     """An edit answers for what it brings in, not for what it found."""
-    old = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan])
-    _demand_finite(old + 1, old, False)
-    _demand_finite(torch.tensor([-torch.inf, 0.0, 0.0, 0.0]), old, True)
+    edit = SimpleNamespace(site=Site("blocks.0.hook_resid_post"))
+    old = torch.tensor([[[1.0], [torch.inf], [-torch.inf], [torch.nan]]])
+    Ledger(1).note(edit, old, old + 1, None, None)
+    padding = torch.tensor([[False, True, True, True]])
     for new in (torch.tensor([torch.nan, torch.inf, 0.0, 0.0]), torch.tensor([torch.inf, 0.0, 0.0, 0.0])):
-        with pytest.raises(FloatingPointError, match="1 NaN or infinite"):
-            _demand_finite(new, old, True)
+        for valid in (None, padding):  # padding is a key of the attention, so what is written there counts
+            with pytest.raises(FloatingPointError, match=r"wrote NaN or infinite values .*\(1 of 4\)"):
+                Ledger(1).note(edit, old, new[None, :, None], valid, None)
+        Ledger(1).note(edit, old, new[None, :, None], padding, None, chosen=True)  # and is not where tokens were chosen
 
 
 # -- several policies, several threads
