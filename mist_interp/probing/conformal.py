@@ -273,7 +273,7 @@ class ConformalAlarm(OnHub):
             each = f" (a {parts}th of it for each output)" if parts > 1 else ""
             promise = f"cannot certify {self.alpha:g} with {self.n} safe episodes, {needed} are needed{each}: no alarm"
         seen = "not measured on other episodes" if self.measured is None else str(self.measured)
-        return f"{promise}. False alarms: {seen}"
+        return f"{promise}. Realised false-trigger rate: {seen}"
 
     # -- keeping
 
