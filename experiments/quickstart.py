@@ -173,7 +173,7 @@ def print_probe(report: ProbeReport) -> None:
     table = Table(box=None, header_style="dim", pad_edge=False)
     for column in ("reads", "AUC", "95 % interval", "average precision", "Brier"):
         table.add_column(column, justify="left" if column == "reads" else "right")
-    for row in report.scores:
+    for row in report.only().scores:
         interval = "–" if row.low is None else f"{row.low:.2f}–{row.high:.2f}"
         note = " [dim](constant)[/]" if row.degenerate else ""
         cells = [number(row.auc) + note, interval, number(row.average_precision), number(row.brier)]

@@ -6,18 +6,20 @@ Either on a test store (`Probe.evaluate`), or by fitting anew in every fold and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mist_interp.data.store import RolloutStore
-from mist_interp.probing.dataset import FITS, ProbeData
-from mist_interp.probing.folds import make_folds
-from mist_interp.probing.readout import Readout
-from mist_interp.probing.report import MIN_EPISODES, Predictions, ProbeReport, make_report
-from mist_interp.probing.scores import DRAWS, Judged
+from mist_interp.data.store import BALANCED, RolloutStore
+from mist_interp.probing.dataset import ProbeData
+from mist_interp.probing.folds import Fold, make_folds
+from mist_interp.probing.questions import questions
+from mist_interp.probing.readout import Estimator, Readout
+from mist_interp.probing.report import MIN_EPISODES, PROBE, Predictions, ProbeReport, make_report, with_queries
+from mist_interp.probing.scores import DRAWS
 
 if TYPE_CHECKING:
     from mist_interp.probing.probe import Probe
@@ -28,7 +30,7 @@ SPLIT_NAMES = {"task": "leave one task out", "init_state": "same tasks, other st
 def cross_validate(
     probe: Probe,
     store: RolloutStore,
-    by: str = "task",
+    by: str | Sequence[Fold] = "task",
     *,
     count: int = 5,
     min_episodes: int = MIN_EPISODES,
@@ -41,7 +43,7 @@ def cross_validate(
     Args:
         probe: what to judge; it need not be fitted.
         store: the episodes.
-        by: how to split, see `make_folds`.
+        by: how to split, see `make_folds`; or folds of one's own.
         count: number of folds for `init_state`.
         min_episodes: fewer positive or negative episodes than this give no AUC; below 20 the report is flagged.
         draws: resamplings for the intervals.
@@ -50,33 +52,57 @@ def cross_validate(
         ValueError: the store cannot be split, or the target has no label.
     """
     data = probe.read(store)
-    queries, outputs = data.labels.values.shape
-    fold_of = np.full(queries, -1)
-    scores = {fit: np.full((queries, outputs), np.nan) for fit in FITS}
-    chances = {fit: np.full((queries, outputs), np.nan) for fit in FITS}
-    has_chances = dict.fromkeys(FITS, True)
-    for number, fold in enumerate(make_folds(store, by, count)):
-        train, test = data.labelled(fold.train), data.labelled(fold.test)
-        if not train.any() or not test.any():
-            continue
-        fold_of[test] = number
-        readouts = data.fit(probe.estimator_, train, (probe.seed, number))
+    plan = plan_folds(data, make_folds(store, by, count))
+    predictions = out_of_fold(data, probe.estimator_, plan, probe.seed)
+    return _report(
+        probe, data, predictions, plan.fold_of, split_name(by), store, min_episodes=min_episodes, draws=draws
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted and judged in which fold.
+
+    Attributes:
+        numbers: number of each fold that has something to fit and to judge.
+        train: per such fold, the labelled queries that it is fitted on.
+        test: per such fold, the queries that it scores, labelled or not: a running maximum needs them all.
+        fold_of: (queries,) the fold that scores a query; -1 where none does.
+    """
+
+    numbers: tuple[int, ...]
+    train: tuple[Bool[np.ndarray, " queries"], ...]
+    test: tuple[Bool[np.ndarray, " queries"], ...]
+    fold_of: Int[np.ndarray, " queries"]
+
+
+def plan_folds(data: ProbeData, folds: Sequence[Fold]) -> Plan:
+    """Masks of the folds; one without labels on either side is left out."""
+    known, fold_of = data.labelled(), np.full(len(data.labels), -1)
+    kept = []
+    for number, fold in enumerate(folds):
+        train, test = data.labelled(fold.train), np.isin(data.labels.episode, list(fold.test))
+        if train.any() and (test & known).any():
+            fold_of[test] = number
+            kept.append((number, train, test))
+    return Plan(tuple(n for n, *_ in kept), tuple(t for _, t, _ in kept), tuple(t for *_, t in kept), fold_of)
+
+
+def out_of_fold(data: ProbeData, estimator: Estimator, plan: Plan, seed: int) -> dict[str, Predictions]:
+    """Per fit, scores of all queries, each by what was fitted without its fold."""
+    shape = data.labels.values.shape
+    scores: dict[str, np.ndarray] = {fit: np.full(shape, np.nan) for fit in data.features}
+    chances: dict[str, np.ndarray | None] = {fit: np.full(shape, np.nan) for fit in data.features}
+    fitted = data.fit_folds(estimator, plan.train, [(seed, number) for number in plan.numbers])
+    for readouts, test in zip(fitted, plan.test, strict=True):
         for fit, predicted in data.predict(readouts, test).items():
             scores[fit][test] = predicted.scores
-            if predicted.probabilities is None:
-                has_chances[fit] = False
+            mine = chances[fit]
+            if mine is not None and predicted.probabilities is not None:
+                mine[test] = predicted.probabilities
             else:
-                chances[fit][test] = predicted.probabilities
-    return make_report(
-        {fit: Predictions(scores[fit], chances[fit] if has_chances[fit] else None) for fit in FITS},
-        judged_rows(data, fold_of),
-        site=data.site.name,
-        tokens=probe.tokens,
-        split=SPLIT_NAMES[by],
-        masked=data.labels.masked,
-        min_episodes=min_episodes,
-        draws=draws,
-    )
+                chances[fit] = None
+    return {fit: Predictions(scores[fit], chances[fit]) for fit in scores}
 
 
 def judge(
@@ -84,38 +110,59 @@ def judge(
 ) -> ProbeReport:
     """Report of fitted read-outs on a test store; pairs are counted over the whole store."""
     data = probe.read(test)
-    rows = data.labelled()
-    everything = np.ones(len(rows), dtype=bool)
-    return make_report(
+    everything = np.ones(len(data.labels), dtype=bool)
+    return _report(
+        probe,
+        data,
         data.predict(readouts, everything),
-        judged_rows(data, np.where(rows, 0, -1)),
-        site=data.site.name,
-        tokens=probe.tokens,
-        split="test episodes",
-        masked=data.labels.masked,
+        np.zeros(len(data.labels), dtype=int),
+        "test episodes",
+        test,
         min_episodes=min_episodes,
         draws=draws,
     )
 
 
-def judged_rows(
-    data: ProbeData, fold_of: Int[np.ndarray, " queries"]
-) -> dict[str, tuple[Bool[np.ndarray, " queries"], Judged]]:
-    """Per output the rows that have a label and were judged (fold >= 0)."""
-    judged = {}
-    for place, output in enumerate(data.labels.outputs):
-        mask = ~np.isnan(data.labels.values[:, place]) & (fold_of >= 0)
-        judged[output] = (
-            mask,
-            Judged(
-                labels=data.labels.values[mask, place],
-                fold=fold_of[mask],
-                episode=_numbered(data.labels.episode[mask]),
-                task=_numbered(data.task[mask]),
-            ),
-        )
-    return judged
+def split_name(by: str | Sequence[Fold]) -> str:
+    """How episodes were split, in words."""
+    return SPLIT_NAMES[by] if isinstance(by, str) else f"{len(by)} given folds"
 
 
-def _numbered(names: np.ndarray) -> Int[np.ndarray, " rows"]:
-    return np.unique(names, return_inverse=True)[1]
+def selection_flags(store: RolloutStore) -> tuple[str, ...]:
+    """What to say of episodes that are no sample of the policy's."""
+    if store.manifest.selection != BALANCED:
+        return ()
+    return ("episodes were chosen by outcome: base rates and probabilities are not those of the policy",)
+
+
+def query_columns(data: ProbeData, fold_of: Int[np.ndarray, " queries"]) -> dict[str, Any]:
+    """What is known of every query besides its scores, for `ProbeReport.queries`."""
+    labels = data.labels
+    known: dict[str, Any] = {"episode": labels.episode, "query": labels.query, "task": data.task, "fold": fold_of}
+    known |= {"step": labels.step, "label": labels.values, "ahead": labels.ahead}
+    return {**known, "incident": False if labels.incident is None else labels.incident}
+
+
+def _report(
+    probe: Probe,
+    data: ProbeData,
+    predictions: Mapping[str, Predictions],
+    fold_of: Int[np.ndarray, " queries"],
+    split: str,
+    store: RolloutStore,
+    *,
+    min_episodes: int,
+    draws: int,
+) -> ProbeReport:
+    report = make_report(
+        predictions,
+        questions(data, fold_of),
+        site=data.site.name,
+        tokens=probe.tokens,
+        split=split,
+        masked=data.labels.masked,
+        min_episodes=min_episodes,
+        draws=draws,
+    )
+    report = replace(report, flags=(*report.flags, *selection_flags(store)))
+    return with_queries(report, query_columns(data, fold_of), predictions[PROBE])

@@ -32,18 +32,22 @@ class Fold:
     test: tuple[str, ...]
 
 
-def make_folds(store: RolloutStore, by: str = "task", count: int = 5) -> tuple[Fold, ...]:
+def make_folds(store: RolloutStore, by: str | Sequence[Fold] = "task", count: int = 5) -> tuple[Fold, ...]:
     """Splits of a store.
 
     Args:
         store: the episodes.
-        by: `task` leaves one task out at a time; `init_state` leaves out every `count`-th start state of each task.
+        by: `task` leaves one task out at a time; `init_state` leaves out every `count`-th start state of each task;
+            or folds of one's own, which are checked.
         count: how many folds for `init_state`.
 
     Raises:
         UnknownName: another `by`.
-        ValueError: fewer than two groups to split by.
+        ValueError: fewer than two groups to split by, or own folds that leak, see `check_folds`.
     """
+    if not isinstance(by, str):
+        check_folds(store, by)
+        return tuple(by)
     units = unit_of_episode(store)
     if by == "task":
         group = {key: f"{unit.suite} task {unit.task}" for key, unit in units.items()}
@@ -76,11 +80,15 @@ def check_folds(store: RolloutStore, folds: Sequence[Fold]) -> None:
     """Refuse splits that leak.
 
     Raises:
+        UnknownName: a fold names an episode that the store does not have.
         ValueError: a start state is on both sides of a fold, or an episode is judged twice.
     """
     units = unit_of_episode(store)
     judged: set[str] = set()
     for fold in folds:
+        for key in (*fold.train, *fold.test):
+            if key not in units:
+                raise UnknownName(f"episode of fold {fold.name!r}", key, units)
         refuse_shared(start_states(units[key] for key in fold.train), start_states(units[key] for key in fold.test))
         twice = judged & set(fold.test)
         if twice:

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mist_interp.data.store import RolloutStore
+
+# What is asked of a score: is it coming; given that something comes, is this output to blame.
+DETECTION, ATTRIBUTION = "detection", "attribution"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class Labels:
         episode: (queries,) key of the episode.
         query: (queries,) number of the query in its episode.
         masked: reason -> number of masked queries.
+        contrast: the question that `values` answer: `detection`, is it coming; `attribution`, is it the one to blame.
+        also: another question -> (queries, outputs), on which the scores of a probe of `values` are judged as well.
+        incident: (queries,) whether anything of the kind is coming or under way, whichever output it belongs to. None:
+            the labels of an output tell.
+        ahead: (queries, outputs) control steps from a query with label 1 to the event that it foresees.
+        step: (queries,) control step of each query.
     """
 
     values: Float[np.ndarray, "queries outputs"]
@@ -33,13 +42,22 @@ class Labels:
     episode: np.ndarray
     query: Int[np.ndarray, " queries"]
     masked: Mapping[str, int] = field(default_factory=dict)
+    contrast: str = DETECTION
+    also: Mapping[str, Float[np.ndarray, "queries outputs"]] = field(default_factory=dict)
+    incident: Bool[np.ndarray, " queries"] | None = None
+    ahead: Float[np.ndarray, "queries outputs"] | None = None
+    step: Int[np.ndarray, " queries"] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.episode), len(self.outputs))
         if self.values.shape != shape or len(self.query) != len(self.episode):
             raise ValueError(f"labels of {shape[0]} queries x {shape[1]} outputs have shape {self.values.shape}")
-        if not np.isin(self.values[~np.isnan(self.values)], (0.0, 1.0)).all():
-            raise ValueError("labels are 0, 1 or NaN (masked)")
+        for values in (self.values, *self.also.values()):
+            if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+                raise ValueError("labels are 0, 1 or NaN (masked)")
+        for name, more in (*self.also.items(), ("ahead", self.ahead)):
+            if more is not None and more.shape != shape:
+                raise ValueError(f"{name} has shape {more.shape}; the labels have {shape}")
 
     def __len__(self) -> int:
         return len(self.values)

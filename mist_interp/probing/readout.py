@@ -7,24 +7,29 @@ as arrays and plain settings, never as pickles, which would run code on loading.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.svm import LinearSVC
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.data.records import Array
+from mist_interp.probing.leaks import grouped, refuse_fitted
+from mist_interp.probing.logistic import Task, fit_logistic, is_plain, moments
 
 # scikit-learn ships no types; anything with fit and decision_function or predict_proba.
 Estimator: TypeAlias = Any
 
 # What can be stored: classifiers whose whole learnt state is coef_, intercept_ and classes_.
 LINEAR: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (LogisticRegression, SGDClassifier, LinearSVC)}
+
+# Elements of a block of standardised rows.
+_BLOCK = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,24 @@ class Readout:
 
     def scores(self, x: Float[Array, "rows width"]) -> Float[Array, "rows outputs"]:
         """Decision values, larger for more likely; constant for an output that could not be fitted."""
-        rows = self.standardised(x)
-        columns = [np.zeros(len(rows)) if e is None else _decision(e, rows) for e in self.estimators]
-        return np.stack(columns, axis=1)
+        return self._blockwise(x, lambda e, rows: np.zeros(len(rows)) if e is None else _decision(e, rows))
 
     def probabilities(self, x: Float[Array, "rows width"]) -> Float[Array, "rows outputs"] | None:
         """Probabilities; None when an estimator gives none."""
         if not all(hasattr(estimator, "predict_proba") for estimator in self.estimators):
             return None
-        rows = self.standardised(x)
-        return np.stack([estimator.predict_proba(rows)[:, 1] for estimator in self.estimators], axis=1)
+        return self._blockwise(x, lambda estimator, rows: estimator.predict_proba(rows)[:, 1])
+
+    def _blockwise(
+        self, x: Float[Array, "rows width"], read: Callable[[Any, Array], Array]
+    ) -> Float[Array, "rows outputs"]:
+        """What each estimator reads; some rows at a time, for standardised rows are four times as large."""
+        size = max(64, _BLOCK // max(1, len(self.mean)))
+        parts = []
+        for start in range(0, max(1, len(x)), size):
+            rows = self.standardised(x[start : start + size])
+            parts.append(np.stack([read(estimator, rows) for estimator in self.estimators], axis=1))
+        return np.concatenate(parts)
 
     def weights(self, output: int) -> Float[Array, " width"]:
         """Gradient of the score with respect to a row, in the units of the row.
@@ -78,28 +91,67 @@ class Readout:
         return np.asarray(estimator.coef_, dtype=np.float64).ravel() / self.scale
 
 
-def fit_readout(estimator: Estimator, x: Float[Array, "rows width"], y: Float[Array, "rows outputs"]) -> Readout:
+def fit_readout(
+    estimator: Estimator,
+    x: Float[Array, "rows width"],
+    y: Float[Array, "rows outputs"],
+    groups: Int[np.ndarray, " rows"] | None = None,
+) -> Readout:
     """Fit one clone of `estimator` per column of `y`; rows whose label is NaN are left out of that column.
 
+    Args:
+        estimator: any scikit-learn classifier, also a pipeline or a search.
+        x: rows; they are standardised.
+        y: labels.
+        groups: per row what an estimator that splits by itself must keep together, see `leaks.grouped`.
+
     Raises:
-        ValueError: no rows, or rows that are not finite.
+        ValueError: no rows, rows that are not finite, or an estimator that comes fitted.
     """
-    if len(x) == 0:
+    return fit_readouts(estimator, x, [Task(np.ones(len(x), dtype=bool), y)], groups)[0]
+
+
+def fit_readouts(
+    estimator: Estimator,
+    x: Float[Array, "rows width"],
+    tasks: Sequence[Task],
+    groups: Int[np.ndarray, " rows"] | None = None,
+) -> list[Readout]:
+    """Fit a read-out on each choice of rows and labels of one matrix.
+
+    A plain logistic regression is fitted for all of them at once (`logistic.py`), to the same result.
+
+    Raises:
+        ValueError: as `fit_readout`.
+    """
+    refuse_fitted(estimator)
+    if not len(x) or not all(task.rows.any() for task in tasks):
         raise ValueError("no rows to fit on")
-    if not np.isfinite(x).all():
-        raise ValueError("some training rows are not finite")
-    x = np.asarray(x, dtype=np.float64)
-    scale = x.std(0)
-    # A feature that varies by rounding only would be blown up to unit size.
-    scale[scale <= 1e-9 * np.maximum(1.0, np.abs(x).max(0))] = 1.0
-    mean = x.mean(0)
-    rows = (x - mean) / scale
-    fitted = []
-    for labels in y.T:
-        known = ~np.isnan(labels)
-        one_label_only = len(np.unique(labels[known])) < 2
-        fitted.append(None if one_label_only else clone(estimator).fit(rows[known], labels[known]))
-    return Readout(mean, scale, tuple(fitted))
+    if is_plain(estimator):
+        known = moments(x, [task.rows for task in tasks])
+        fitted = fit_logistic(estimator, x, tasks, known)
+        return [
+            Readout(mean, scale, tuple(each))
+            for mean, scale, each in zip(known.means, known.scales, fitted, strict=True)
+        ]
+    return [_fit_one(estimator, x, task, groups) for task in tasks]
+
+
+def _fit_one(
+    estimator: Estimator, x: Float[Array, "rows width"], task: Task, groups: Int[np.ndarray, " rows"] | None
+) -> Readout:
+    known = moments(x[task.rows], [])
+    rows = (np.asarray(x[task.rows], dtype=np.float64) - known.mean) / known.scale
+    mine = None if groups is None else groups[task.rows]
+    fitted: list[Any] = []
+    for labels in task.labels[task.rows].T:
+        kept = ~np.isnan(labels)
+        if len(np.unique(labels[kept])) < 2:
+            fitted.append(None)
+            continue
+        own = grouped(estimator, rows[kept], labels[kept], None if mine is None else mine[kept])
+        fitted.append(own.fit(rows[kept], labels[kept]))
+    return Readout(known.mean, known.scale, tuple(fitted))
 
 
 def readout_arrays(readout: Readout, prefix: str) -> dict[str, Array]:

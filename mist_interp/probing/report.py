@@ -1,20 +1,23 @@
 """What may be claimed of a probe?
 
-One table: the probe and its controls on the same queries, with intervals, and the margin of the probe over the best
-control. The margin is the claim; the AUC alone is not.
+The probe and its controls on the same queries, with intervals from the same draws of episodes, and the margin of the
+probe over the best control. The margin is the claim; the AUC alone is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
-from mist_interp.probing.controls import SHUFFLED, SHUFFLED_FITS
+from mist_interp.probing.controls import SHUFFLED
+from mist_interp.probing.questions import EPISODE, Question
+from mist_interp.probing.score_table import PROBE as PROBE
+from mist_interp.probing.score_table import Macro as Macro
+from mist_interp.probing.score_table import Margin, ProbeReport, Score
 from mist_interp.probing.scores import (
     DRAWS,
     Judged,
@@ -28,142 +31,12 @@ from mist_interp.probing.scores import (
     is_constant,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-PROBE = "probe"
 MIN_EPISODES = 20
 
 # Scores, and probabilities where there are any, of the judged rows.
 Judgement = tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"] | None]
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row of the table.
-
-    Attributes:
-        output: what is foreseen.
-        reader: `probe` or the name of a control.
-        auc: area under the curve; None when there are too few episodes of a kind (see `ProbeReport.flags`).
-        low: lower end of its 95 % interval.
-        high: upper end of its 95 % interval.
-        degenerate: the scores are constant, so the AUC is 0.5 by definition and not by measurement.
-        average_precision: to be compared with `base_rate`.
-        brier: mean squared error of the probabilities; None for an estimator without them.
-        ece: expected calibration error.
-        base_rate: share of positive queries.
-        queries: judged queries.
-        positive_episodes: episodes with at least one positive query.
-        negative_episodes: episodes with at least one negative query.
-    """
-
-    output: str
-    reader: str
-    auc: float | None
-    low: float | None
-    high: float | None
-    degenerate: bool
-    average_precision: float | None
-    brier: float | None
-    ece: float | None
-    base_rate: float
-    queries: int
-    positive_episodes: int
-    negative_episodes: int
-
-
-@dataclass(frozen=True)
-class Margin:
-    """How much better the probe orders than the best control, on the same draws.
-
-    Attributes:
-        output: what is foreseen.
-        best_control: the control with the largest AUC.
-        value: difference of the AUCs; None where they are undefined.
-        low: lower end of its 95 % interval.
-        high: upper end of its 95 % interval.
-    """
-
-    output: str
-    best_control: str | None
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """Result of judging a probe.
-
-    Attributes:
-        scores: the table.
-        margins: one per output.
-        site: where the probe reads.
-        tokens: which tokens it reads.
-        split: how episodes were split into fitting and judging.
-        flags: what limits the claim, in words.
-        masked: why queries were not judged, with counts.
-    """
-
-    scores: tuple[Score, ...]
-    margins: tuple[Margin, ...]
-    site: str
-    tokens: str
-    split: str
-    flags: tuple[str, ...] = ()
-    masked: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """What is foreseen."""
-        return tuple(margin.output for margin in self.margins)
-
-    @property
-    def controls(self) -> tuple[Score, ...]:
-        """The rows of the controls."""
-        return tuple(score for score in self.scores if score.reader != PROBE)
-
-    @property
-    def macro_auc(self) -> float | None:
-        """Mean AUC of the probe over the outputs that have one; None when none has."""
-        known = [score.auc for score in self.scores if score.reader == PROBE and score.auc is not None]
-        return float(np.mean(known)) if known else None
-
-    def score(self, output: str | None = None, reader: str = PROBE) -> Score:
-        """One row of the table; the output may be left out when there is only one."""
-        wanted = output or self.outputs[0]
-        return next(score for score in self.scores if (score.output, score.reader) == (wanted, reader))
-
-    def to_frame(self) -> pd.DataFrame:
-        """The table, one row per output and reader, with the margin in the probe's rows."""
-        frame = pd.DataFrame([asdict(score) for score in self.scores])
-        for column in ("best_control", "value", "low", "high"):
-            name = column if column == "best_control" else f"margin_{column}".removesuffix("_value")
-            values = {margin.output: getattr(margin, column) for margin in self.margins}
-            frame[name] = [values[score.output] if score.reader == PROBE else None for score in self.scores]
-        return frame
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    def plot(self, output: str | None = None, ax: Axes | None = None) -> Axes:
-        """AUC with interval of the probe and its controls (needs the `report` extra)."""
-        import matplotlib.pyplot as plt
-
-        wanted = output or self.outputs[0]
-        rows = [score for score in self.scores if score.output == wanted and score.auc is not None]
-        ax = ax or plt.subplots(figsize=(6, 0.45 * len(rows) + 1))[1]
-        for place, row in enumerate(reversed(rows)):
-            color = "C0" if row.reader == PROBE else "0.6"
-            if row.low is not None and row.high is not None:
-                ax.plot([row.low, row.high], [place, place], color=color)
-            ax.plot([row.auc or 0.0], [place], "o", color=color)
-        ax.set_yticks(range(len(rows)), [row.reader for row in reversed(rows)])
-        ax.axvline(0.5, color="0.8", zorder=0)
-        ax.set(xlim=(0, 1), xlabel=f"AUC, {wanted}")
-        return ax
+# How often each draw holds each episode; None where there are too few episodes for an AUC.
+Weights = UInt8[np.ndarray, "draws episodes"] | None
 
 
 @dataclass(frozen=True)
@@ -183,10 +56,23 @@ class Predictions:
         chances = None if self.probabilities is None else self.probabilities[mask, output]
         return self.scores[mask, output], chances
 
+    def of(self, question: Question, calibrated: bool) -> Judgement:
+        """Scores of the rows of a question; probabilities if they speak of its labels."""
+        chances = self.probabilities[:, question.place] if self.probabilities is not None and calibrated else None
+        return question.of(self.scores[:, question.place]), None if chances is None else question.of(chances)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reader on one question: its row of the table, and its AUC in every draw."""
+
+    score: Score
+    sampled: Float[np.ndarray, " draws"] | None
+
 
 def make_report(
     predictions: Mapping[str, Predictions],
-    judged: Mapping[str, tuple[np.ndarray, Judged]],
+    judged: Sequence[Question],
     *,
     site: str,
     tokens: str,
@@ -200,7 +86,7 @@ def make_report(
 
     Args:
         predictions: fit -> its scores, the probe under the name `probe`; the fits on shuffled labels make one row.
-        judged: output -> the judged rows (a mask over queries) and what is known of them.
+        judged: what the scores are judged on, see `questions`.
         site: where the probe reads.
         tokens: which tokens.
         split: how the episodes were split.
@@ -209,41 +95,91 @@ def make_report(
         draws: resamplings of the episodes.
         seed: of the resampling.
     """
-    scores: list[Score] = []
-    margins: list[Margin] = []
-    flags: list[str] = []
-    for place, (output, (mask, rows)) in enumerate(judged.items()):
-        flag = too_few(output, rows, min_episodes)
-        flags += [flag] if flag else []
-        enough = min(rows.episodes_with(0), rows.episodes_with(1)) >= min_episodes
-        weights = episode_draws(rows, draws, seed) if enough else np.zeros((0, 0))
-        sampled: dict[str, np.ndarray] = {}
-        for reader, fits in _by_reader(predictions).items():
-            judged_fits = [fit.at(mask, place) for fit in fits]
-            if enough:
-                sampled[reader] = _draws(judged_fits, rows, weights)
-            scores.append(_score(output, reader, judged_fits, rows, sampled.get(reader)))
-        margins.append(_margin(output, [score for score in scores if score.output == output], sampled))
+    found = []
+    for question in judged:
+        weights = weights_of(question, min_episodes, draws, seed)
+        found.append(readings(predictions, question, weights, calibrated=question.contrast == judged[0].contrast))
+    return report_of(found, judged, site=site, tokens=tokens, split=split, masked=masked, min_episodes=min_episodes)
+
+
+def weights_of(question: Question, min_episodes: int, draws: int, seed: int) -> Weights:
+    """Draws of the episodes of a question; None when there are too few of a kind."""
+    rows = question.rows
+    if min(rows.episodes_with(0), rows.episodes_with(1)) < max(1, min_episodes):
+        return None
+    return np.minimum(episode_draws(rows, draws, seed), 255).astype(np.uint8)
+
+
+def readings(
+    predictions: Mapping[str, Predictions], question: Question, weights: Weights, calibrated: bool
+) -> dict[str, Reading]:
+    """Every reader on one question."""
+    readers: dict[str, list[Judgement]] = {}
+    for fit, prediction in predictions.items():
+        readers.setdefault(SHUFFLED if fit.startswith(SHUFFLED) else fit, []).append(
+            prediction.of(question, calibrated)
+        )
+    counts = None if weights is None else weights.astype(np.float64)
+    found = {}
+    for reader, fits in readers.items():
+        sampled = None if counts is None else _draws(fits, question.rows, counts)
+        found[reader] = Reading(_score(question, reader, fits, sampled), sampled)
+    return found
+
+
+def report_of(
+    found: Sequence[Mapping[str, Reading]],
+    judged: Sequence[Question],
+    *,
+    site: str,
+    tokens: str,
+    split: str,
+    masked: Mapping[str, int],
+    min_episodes: int,
+) -> ProbeReport:
+    """Put what was read, question by question, into one report."""
+    scores = [reading.score for each in found for reading in each.values()]
+    flags = [flag for question in judged if (flag := _too_few(question, judged, min_episodes))]
+    margins = tuple(_margin(question, each) for question, each in zip(judged, found, strict=True))
     flags += _suspicions(scores)
-    return ProbeReport(tuple(scores), tuple(margins), site, tokens, split, tuple(flags), dict(masked))
+    return ProbeReport(tuple(scores), margins, site, tokens, split, tuple(flags), dict(masked))
 
 
-def too_few(output: str, rows: Judged, min_episodes: int) -> str | None:
+def with_queries(report: ProbeReport, columns: Mapping[str, np.ndarray], probe: Predictions) -> ProbeReport:
+    """The report, with what the probe said of every query.
+
+    Args:
+        report: a report.
+        columns: per query; two-dimensional ones have a column per output.
+        probe: its predictions.
+    """
+    values = {**columns, "score": probe.scores, "probability": probe.probabilities}
+    parts = []
+    for place, output in enumerate(report.outputs):
+        of_output = {n: v[:, place] if v is not None and np.ndim(v) == 2 else v for n, v in values.items()}
+        parts.append(pd.DataFrame({"output": output, **{n: np.nan if v is None else v for n, v in of_output.items()}}))
+    every = pd.concat(parts, ignore_index=True)
+    return replace(report, queries=every[every["score"].notna() & (every["fold"] >= 0)])
+
+
+def too_few(name: str, rows: Judged, min_episodes: int) -> str | None:
     """What to say about an output with few episodes of a kind; None when there are enough."""
     positive, negative = rows.episodes_with(1), rows.episodes_with(0)
     if min(positive, negative) >= MIN_EPISODES:
         return None
-    counts = f"{output}: {positive} positive and {negative} negative episodes, fewer than {MIN_EPISODES} of a kind"
+    counts = f"{name}: {positive} positive and {negative} negative episodes, fewer than {MIN_EPISODES} of a kind"
     if min(positive, negative) < min_episodes:
         return f"{counts}: no AUC is reported"
     return f"{counts} (the limit was lowered to {min_episodes}): read it as a demonstration, not as a result"
 
 
-def _by_reader(predictions: Mapping[str, Predictions]) -> dict[str, list[Predictions]]:
-    readers: dict[str, list[Predictions]] = {}
-    for fit, prediction in predictions.items():
-        readers.setdefault(SHUFFLED if fit in SHUFFLED_FITS else fit, []).append(prediction)
-    return readers
+def _too_few(question: Question, judged: Sequence[Question], min_episodes: int) -> str | None:
+    """Episodes are only spoken of where their queries are enough."""
+    if question.contrast == EPISODE:
+        first = next(one for one in judged if one.output == question.output)
+        if too_few(first.name, first.rows, min_episodes):
+            return None
+    return too_few(question.name, question.rows, min_episodes)
 
 
 def _draws(
@@ -257,10 +193,11 @@ def _draws(
 
 
 def _score(
-    output: str, reader: str, fits: list[Judgement], rows: Judged, sampled: Float[np.ndarray, " draws"] | None
+    question: Question, reader: str, fits: list[Judgement], sampled: Float[np.ndarray, " draws"] | None
 ) -> Score:
     """One row; values of several fits are averaged."""
     low, high = (None, None) if sampled is None else interval(sampled)
+    rows = question.rows
 
     def mean(measure: Callable[[Judgement], float | None]) -> float | None:
         values = [None if sampled is None else measure(fit) for fit in fits]
@@ -268,7 +205,7 @@ def _score(
         return float(np.mean(known)) if len(known) == len(fits) else None
 
     return Score(
-        output=output,
+        output=question.output,
         reader=reader,
         auc=mean(lambda fit: auc(fit[0], rows)),
         low=low,
@@ -281,24 +218,28 @@ def _score(
         queries=len(rows.labels),
         positive_episodes=rows.episodes_with(1),
         negative_episodes=rows.episodes_with(0),
+        contrast=question.contrast,
     )
 
 
-def _margin(output: str, scores: list[Score], sampled: Mapping[str, np.ndarray]) -> Margin:
-    own = next(score for score in scores if score.reader == PROBE)
-    rivals = [score for score in scores if score.reader != PROBE and score.auc is not None]
-    if own.auc is None or not rivals:
-        return Margin(output, None, None, None, None)
-    best = max(rivals, key=lambda score: score.auc or 0.0)
-    low, high = interval(sampled[PROBE] - sampled[best.reader])
-    return Margin(output, best.reader, own.auc - (best.auc or 0.0), low, high)
+def _margin(question: Question, found: Mapping[str, Reading]) -> Margin:
+    own = found[PROBE]
+    rivals = [reading for name, reading in found.items() if name != PROBE and reading.score.auc is not None]
+    if own.score.auc is None or own.sampled is None or not rivals:
+        return Margin(question.output, None, None, None, None, question.contrast)
+    best = max(rivals, key=lambda reading: reading.score.auc or 0.0)
+    assert best.sampled is not None  # a control has an AUC exactly where it has draws
+    low, high = interval(own.sampled - best.sampled)
+    value = own.score.auc - (best.score.auc or 0.0)
+    return Margin(question.output, best.score.reader, value, low, high, question.contrast)
 
 
 def _suspicions(scores: list[Score]) -> list[str]:
     found = []
     for score in scores:
+        name = score.output if score.contrast == scores[0].contrast else f"{score.output}, {score.contrast}"
         if score.reader == PROBE and score.degenerate:
-            found.append(f"{score.output}: the probe's scores are constant (degenerate)")
+            found.append(f"{name}: the probe's scores are constant (degenerate)")
         if score.reader == SHUFFLED and score.low is not None and score.low > 0.5:
-            found.append(f"{score.output}: shuffled labels score above chance, so the procedure leaks")
+            found.append(f"{name}: shuffled labels score above chance, so the procedure leaks")
     return found

@@ -32,11 +32,11 @@ from mist_interp.data.store import RolloutStore
 from mist_interp.data.tables import read_contact
 from mist_interp.probing.attribution import GRIPPER, Blame, Course, Rule, blame
 from mist_interp.probing.audit import Audit, Opinion
-from mist_interp.probing.labels import Labels
+from mist_interp.probing.labels import ATTRIBUTION, DETECTION, Labels
 
 # A contact is over when this many control steps have passed without it.
 CONTACT_FREE_STEPS = 3
-CONTRASTS = ("detection", "attribution")
+CONTRASTS = (DETECTION, ATTRIBUTION)
 
 IN_CONTACT = "in contact"
 CENSORED = "the episode ends inside the window"
@@ -60,6 +60,19 @@ class Verdict:
     values: Float[Array, "7"]
     reasons: tuple[str | None, ...]
     blames: tuple[Blame, ...] = ()
+
+    def to_blame(self) -> Float[Array, "7"]:
+        """Of a verdict on detection, the one on attribution: among events 1 to blame, 0 not, else NaN."""
+        others = np.array([reason == OTHERS for reason in self.reasons])
+        return np.where(self.values == 1, 1.0, np.where(others, 0.0, np.nan))
+
+    def ahead(self, step: int) -> Float[Array, "7"]:
+        """Control steps from the query at `step` to the first event that each dimension is to blame for, else NaN."""
+        own = np.full((len(ACTION_NAMES), len(self.blames) + 1), np.nan)
+        for place, each in enumerate(self.blames):
+            own[each.own == 1, place] = each.step - step
+        found: Array = np.fmin.reduce(own, axis=1)
+        return np.where(self.values == 1, found, np.nan)
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,8 @@ class Risk:
     def labels(self, store: RolloutStore) -> Labels:
         """Labels of all queries; the outputs are the names of the dimensions.
 
-        `masked` counts queries by reason; a reason that holds for one dimension alone begins with its name.
+        `masked` counts queries by reason; a reason that holds for one dimension alone begins with its name. Labels for
+        detection bring those for attribution along, so that the same scores are judged on both.
 
         Raises:
             ValueError: the store does not record what is needed, see `mist_interp.data.replay.upgrade`.
@@ -120,12 +134,18 @@ class Risk:
         queries = _queries(store)
         verdicts = list(self.verdicts(store, queries))
         places = [ACTION_NAMES.index(name) for name in self.dimensions]
+        detection = self.contrast == DETECTION
         return Labels(
             np.stack([verdict.values for verdict in verdicts])[:, places],
             self.dimensions,
             queries["episode"].to_numpy(),
             queries["query"].to_numpy(),
             counted(verdicts, places),
+            self.contrast,
+            {ATTRIBUTION: np.stack([verdict.to_blame() for verdict in verdicts])[:, places]} if detection else {},
+            np.array([bool(verdict.blames) or IN_CONTACT in verdict.reasons for verdict in verdicts]),
+            np.stack([v.ahead(int(step)) for v, step in zip(verdicts, queries["step"], strict=True)])[:, places],
+            queries["step"].to_numpy(),
         )
 
     def verdicts(self, store: RolloutStore, queries: pd.DataFrame | None = None) -> Iterator[Verdict]:

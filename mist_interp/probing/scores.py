@@ -22,7 +22,7 @@ DRAWS = 10_000
 LEVEL = 0.95
 MIN_TASKS = 5
 ECE_BINS = 10
-# Rows times draws that are held at once; bounds memory to some 100 MB.
+# Rows times episodes that are held at once; bounds memory to some 100 MB.
 _BLOCK = 4_000_000
 
 
@@ -56,20 +56,21 @@ def auc(scores: Float[np.ndarray, " rows"], judged: Judged) -> float | None:
 def auc_of_draws(
     scores: Float[np.ndarray, " rows"], judged: Judged, weights: Float[np.ndarray, "draws episodes"]
 ) -> Float[np.ndarray, " draws"]:
-    """AUC with each episode counted as often as `weights` says; NaN where a draw has no pair."""
+    """AUC with each episode counted as often as `weights` says; NaN where a draw has no pair.
+
+    The pairs won are counted once for every two episodes; a draw is then a quadratic form in its weights.
+    """
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
     for fold in np.unique(judged.fold):
-        rows = np.flatnonzero(judged.fold == fold)
-        rows = rows[np.argsort(scores[rows], kind="stable")]
-        positive = judged.labels[rows] == 1
-        ties = np.flatnonzero(np.r_[True, np.diff(scores[rows]) > 0])
-        for block in _blocks(len(weights), len(rows)):
-            w = weights[block][:, judged.episode[rows]]
-            up = np.add.reduceat(np.where(positive, w, 0.0), ties, axis=1)
-            down = np.add.reduceat(np.where(positive, 0.0, w), ties, axis=1)
-            below = np.cumsum(down, axis=1) - 0.5 * down
-            won[block] += (up * below).sum(1)
-            pairs[block] += up.sum(1) * down.sum(1)
+        up, down = (np.flatnonzero((judged.fold == fold) & (judged.labels == label)) for label in (1, 0))
+        if not len(up) or not len(down):
+            continue
+        risen, place_up = np.unique(judged.episode[up], return_inverse=True)
+        fallen, place_down = np.unique(judged.episode[down], return_inverse=True)
+        wins = _wins(scores[up], place_up, scores[down], place_down)
+        left, right = weights[:, risen], weights[:, fallen]
+        won += ((left @ wins) * right).sum(1)
+        pairs += (left @ np.bincount(place_up)) * (right @ np.bincount(place_down))
     return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
@@ -128,6 +129,22 @@ def calibration_error(probabilities: Float[np.ndarray, " rows"], judged: Judged,
     return float(np.abs(gaps).sum() / max(1, sizes.sum()))
 
 
-def _blocks(draws: int, rows: int) -> list[slice]:
-    size = max(1, _BLOCK // max(1, rows))
-    return [slice(start, start + size) for start in range(0, draws, size)]
+def _wins(
+    up: Float[np.ndarray, " positives"],
+    episode_up: Int[np.ndarray, " positives"],
+    down: Float[np.ndarray, " negatives"],
+    episode_down: Int[np.ndarray, " negatives"],
+) -> Float[np.ndarray, "with_positives with_negatives"]:
+    """Per two episodes the pairs in which the positive query of the first scores above the negative of the second."""
+    order, by_episode = np.argsort(down, kind="stable"), np.argsort(episode_up, kind="stable")
+    below, not_above = (np.searchsorted(down[order], up[by_episode], side) for side in ("left", "right"))
+    starts = np.flatnonzero(np.diff(episode_up[by_episode], prepend=-1))
+    count = int(episode_down.max()) + 1
+    wins = np.empty((len(starts), count))
+    size = max(1, _BLOCK // (len(up) + len(down)))
+    for start in range(0, count, size):
+        some = np.arange(start, min(start + size, count))
+        seen = np.cumsum(episode_down[order][:, None] == some, axis=0, dtype=np.int32)
+        seen = np.vstack([np.zeros((1, len(some)), dtype=np.int32), seen])
+        wins[:, some] = np.add.reduceat(0.5 * (seen[below] + seen[not_above]), starts, axis=0)
+    return wins

@@ -44,7 +44,7 @@ class Failure:
         """1 in failed episodes, 0 in successful ones."""
         store.check_outcomes()
         episodes = store.episodes().set_index("episode")
-        queries = store.queries(["episode", "query"])
+        queries = store.queries(["episode", "query", "step"])
         rows = episodes.loc[queries["episode"]]
         values = (~rows["success"].to_numpy(dtype=bool)).astype(np.float64)
         masked = {}
@@ -54,7 +54,7 @@ class Failure:
             late = queries["query"].to_numpy() >= limits
             values[late] = np.nan
             masked["later than the shortest episode of the task"] = int(late.sum())
-        return _labels(values, self.name, queries, masked)
+        return _labels(values, self.name, queries, masked, time_to_failure(store)["steps"].to_numpy())
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class FailureWithin:
         """1 in the last `within` steps of failed episodes, else 0."""
         left = time_to_failure(store)
         values = (left["steps"] <= self.within).to_numpy(dtype=np.float64)
-        return _labels(values, self.name, left, {})
+        return _labels(values, self.name, left, {}, left["steps"].to_numpy())
 
 
 def time_to_failure(store: RolloutStore) -> pd.DataFrame:
@@ -126,7 +126,7 @@ class ContactAhead:
         episodes = store.episodes().set_index("episode")
         spans = {key: self._events(contacts) for key, contacts in episodes["contacts"].items()}
         lengths = episodes["steps"].to_dict()
-        values = np.zeros(len(queries))
+        values, ahead = np.zeros(len(queries)), np.full(len(queries), np.nan)
         masked = {"in contact": 0, "the episode ends inside the window": 0}
         rows = zip(queries["episode"], queries["step"], queries["chunk"], strict=True)
         for number, (key, step, chunk) in enumerate(rows):
@@ -138,10 +138,11 @@ class ContactAhead:
                 masked["in contact"] += 1
             elif np.any((starts >= step) & (starts < end)):
                 values[number] = 1.0
+                ahead[number] = starts[starts >= step].min() - step
             elif end > lengths[key]:
                 values[number] = np.nan
                 masked["the episode ends inside the window"] += 1
-        return _labels(values, self.name, queries, masked)
+        return _labels(values, self.name, queries, masked, ahead)
 
     def _events(self, contacts: Any) -> tuple[np.ndarray, np.ndarray]:
         kept = [contact for contact in contacts if contact["peak_force"] >= self.force]
@@ -190,5 +191,9 @@ def target_from_config(config: Mapping[str, Any]) -> Target:
     return TARGETS[kind](**settings)
 
 
-def _labels(values: np.ndarray, name: str, queries: pd.DataFrame, masked: Mapping[str, int]) -> Labels:
-    return Labels(values[:, None], (name,), queries["episode"].to_numpy(), queries["query"].to_numpy(), masked)
+def _labels(
+    values: np.ndarray, name: str, queries: pd.DataFrame, masked: Mapping[str, int], ahead: np.ndarray
+) -> Labels:
+    ahead = np.where(values == 1, ahead, np.nan)[:, None]
+    episode, query = queries["episode"].to_numpy(), queries["query"].to_numpy()
+    return Labels(values[:, None], (name,), episode, query, masked, ahead=ahead, step=queries["step"].to_numpy())
