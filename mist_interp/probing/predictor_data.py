@@ -1,7 +1,7 @@
 """What do a risk predictor and its controls see of a store?
 
-As `ProbeData`, with two differences: a network with a memory needs whole episodes, from their first query on, whichever
-of their queries are labelled; and what is held out in fitting are whole start states.
+As `ProbeData`, but a network with a memory needs whole episodes, from their first query on, whichever of their queries
+are labelled; and what is held out in fitting are whole start states.
 """
 
 from __future__ import annotations
@@ -109,6 +109,15 @@ class PredictorData(ProbeData):
         seeds: Sequence[int | tuple[int, ...]],
     ) -> list[dict[str, Any]]:
         """One after the other."""
+        return [self.fit(estimator, rows, seed) for rows, seed in zip(folds, seeds, strict=True)]
+
+    def fit_folds(
+        self,
+        estimator: Recipe,
+        folds: Sequence[Bool[np.ndarray, " queries"]],
+        seeds: Sequence[int | tuple[int, ...]],
+    ) -> list[dict[str, Any]]:
+        """Per mask of training rows what `fit` gives."""
         return [self.fit(estimator, rows, seed) for rows, seed in zip(folds, seeds, strict=True)]
 
     def predict(self, readouts: Mapping[str, Any], rows: Bool[np.ndarray, " queries"]) -> dict[str, Predictions]:
