@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mist_interp.core.names import Site as Site
     from mist_interp.data.activations import collect as collect
     from mist_interp.data.policy_source import PolicySource as PolicySource
+    from mist_interp.probing.predictor import RiskPredictor as RiskPredictor
     from mist_interp.probing.probe import Probe as Probe
     from mist_interp.steering.direction import SteeringDirection as SteeringDirection
     from mist_interp.tracing.cache import ActivationCache as ActivationCache
@@ -30,6 +31,7 @@ _HOMES = {
     "Site": "core.names",
     "TokenLayout": "core.layout",
     "Probe": "probing.probe",
+    "RiskPredictor": "probing.predictor",
     "SteeringDirection": "steering.direction",
     "collect": "data.activations",
 }

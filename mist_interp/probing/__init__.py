@@ -7,18 +7,28 @@ from mist_interp.probing.explanation import Explanation, explain
 from mist_interp.probing.folds import Fold, check_folds, make_folds
 from mist_interp.probing.foresight import LeadTime
 from mist_interp.probing.layer_sweep import LayerSweep
+from mist_interp.probing.networks import LSTM, MLP
+from mist_interp.probing.networks_classifier import NetworkClassifier
+from mist_interp.probing.networks_fitted import Training
+from mist_interp.probing.predictor import RiskPredictor
+from mist_interp.probing.predictor_policies import PolicyPredictor
+from mist_interp.probing.predictor_transfer import Transfer, transfer
 from mist_interp.probing.probe import Probe
 from mist_interp.probing.risk import Risk
 from mist_interp.probing.score_table import Margin, ProbeReport, Score
 from mist_interp.probing.scored import ScoredEpisodes
 from mist_interp.probing.sweep import fit_layers
 from mist_interp.probing.targets import TARGETS, ContactAhead, Failure, FailureWithin, Labels, Target, time_to_failure
+from mist_interp.probing.temporal import ExponentialAverage, RunningMaximum, RunningSum
 
 __all__ = [
+    "LSTM",
+    "MLP",
     "TARGETS",
     "ConformalAlarm",
     "ContactAhead",
     "Explanation",
+    "ExponentialAverage",
     "Failure",
     "FailureWithin",
     "Fold",
@@ -26,12 +36,19 @@ __all__ = [
     "LayerSweep",
     "LeadTime",
     "Margin",
+    "NetworkClassifier",
+    "PolicyPredictor",
     "Probe",
     "ProbeReport",
     "Risk",
+    "RiskPredictor",
+    "RunningMaximum",
+    "RunningSum",
     "Score",
     "ScoredEpisodes",
     "Target",
+    "Training",
+    "Transfer",
     "check_folds",
     "contrast_sets",
     "cross_validate",
@@ -39,4 +56,5 @@ __all__ = [
     "fit_layers",
     "make_folds",
     "time_to_failure",
+    "transfer",
 ]

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from mist_interp.core.names import Site, SiteKey
-from mist_interp.data.activation_set import unit_of_episode
 from mist_interp.data.records import Array
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.controls import SHUFFLED_FITS
 from mist_interp.probing.dataset import FITS, ProbeData
+from mist_interp.probing.leaks import refuse_standardised
 from mist_interp.probing.networks_fit import fit_network
 from mist_interp.probing.networks_fitted import FittedNetwork, Recipe, probabilities
 from mist_interp.probing.report import PROBE, Predictions
@@ -47,11 +47,9 @@ class PredictorData(ProbeData):
 
     Attributes:
         site: where it reads.
-        group: (queries,) start state of each query.
     """
 
     site: Any
-    group: np.ndarray
 
     @classmethod
     def of(cls, store: RolloutStore, sites: Sequence[SiteKey], tokens: str, pool: str, target: Target) -> PredictorData:
@@ -59,19 +57,21 @@ class PredictorData(ProbeData):
 
         Raises:
             UnknownName: the store has no such site, tokens or pooling.
-            ValueError: the tables of the store do not speak of the same queries, or these are out of order.
+            ValueError: the tables of the store do not speak of the same queries, these are out of order, or the rows
+                were standardised outside of the folds.
         """
         first = ProbeData.read(store, sites[0], tokens, pool, target)
-        x = np.hstack([first.features[PROBE], *(store.load(site, tokens, pool)[0] for site in sites[1:])])
+        parts = [first.features[PROBE]]
+        for site in sites[1:]:
+            parts.append(store.load(site, tokens, pool)[0])
+            refuse_standardised(parts[-1], store.group(tokens, pool).one(site).name)
+        x = np.hstack(parts)
         labels = first.labels
         same = labels.episode[1:] == labels.episode[:-1]
         if (np.diff(labels.query)[same] != 1).any():
             raise ValueError("the queries of an episode are out of order: the store is damaged")
-        units = unit_of_episode(store)
-        starts = {key: f"{unit.suite}/{unit.task}/{unit.init_state}" for key, unit in units.items()}
-        group = np.array([starts[key] for key in labels.episode])
         features = {**first.features, PROBE: x, **dict.fromkeys(SHUFFLED_FITS, x)}
-        return cls(features, labels, first.task, Sites(resolve(store, sites, tokens, pool)), group)
+        return cls(features, labels, first.task, Sites(resolve(store, sites, tokens, pool)), first.group)
 
     def fit(
         self,
@@ -101,15 +101,6 @@ class PredictorData(ProbeData):
                 seed=numbers[fit],
             )
         return fitted
-
-    def fit_folds(
-        self,
-        estimator: Recipe,
-        folds: Sequence[Bool[np.ndarray, " queries"]],
-        seeds: Sequence[int | tuple[int, ...]],
-    ) -> list[dict[str, Any]]:
-        """One after the other."""
-        return [self.fit(estimator, rows, seed) for rows, seed in zip(folds, seeds, strict=True)]
 
     def fit_folds(
         self,
