@@ -51,8 +51,8 @@ def test_one_network_learns_what_is_planted_and_leaves_out_what_is_masked(make_s
     assert by_name["dz"].auc == pytest.approx(0.9, abs=0.07) and by_name["dy"].auc == pytest.approx(0.9, abs=0.09)
     assert by_name["dx"].low is not None and by_name["dx"].high is not None
     assert by_name["dx"].low < 0.5 < by_name["dx"].high
-    assert [score.reader for score in report.scores if score.output == "dz"] == ["probe", *CONTROLS]
-    margin = next(margin for margin in report.margins if margin.output == "dz")
+    assert [score.reader for score in report.only().scores if score.output == "dz"] == ["probe", *CONTROLS]
+    margin = next(margin for margin in report.only().margins if margin.output == "dz")
     assert margin.value is not None and margin.value > 0.2 and margin.low is not None and margin.low > 0
     brier = by_name["dz"].brier
     assert brier is not None and brier < 0.17, "the probabilities are calibrated"
