@@ -2,8 +2,8 @@
 
 The loop of `train.py` with another lesson: causal attention, one camera, no robot state, one action per query in seven
 tokens. Cross-entropy with teacher forcing: each token is predicted from the picture, the prompt and the true tokens
-before it. A target is spread over its neighbours by a Gaussian (two and a half bins wide), because 256 bins of which
-no one knows that they are ordered are too many for ten thousand samples. Whatever fits is taken over from `mini`:
+before it. A target is spread over its neighbours by a Gaussian, because 256 bins of which no one knows that they are
+ordered are too many for ten thousand samples. Whatever fits is taken over from `mini`:
 towers, projector and language model; embeddings and output weights of the action bins were never used there.
 
 The auxiliary loss also regresses where the hand is and how far its fingers are apart: no input says that here.
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.models import OpenVLAPolicy, bins, sequence
 
-SPREAD = 0.02
 BASE: dict[str, Any] = {"variant": "base"}
 
 
@@ -43,11 +42,15 @@ class Arguments(train.Arguments):
     auxiliary: float = 2.0
     start: str | None = "mini"
     """Policy to start from; "None" starts from random weights."""
+    spread: float = 0.02
+    """Width (standard deviation) of the Gaussian over the bins, in normalised units: a bin is 0.0078."""
 
 
 @dataclass(frozen=True)
 class TokenLesson(train.Lesson):
-    """Base OpenVLA's: the next action token, given the true ones before it."""
+    """Base OpenVLA's: the next action token, given the true ones before it; `width` is that of its target."""
+
+    width: float = 0.02
 
     def places(self, picked: dict[str, np.ndarray]) -> Tensor:
         """Bowl and plate from the hand and the hand itself, in decimetres; the two fingers, 1 = open; (samples, 11)."""
@@ -59,7 +62,9 @@ class TokenLesson(train.Lesson):
         config = policy.config
         spoken = bins.encode(target.flatten(1), config.bin_vocab_size, config.n_action_bins)
         logits, states = token_logits(policy, inputs, spoken)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), spread(spoken, policy).flatten(0, 1)), states[:, 0]
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), spread(spoken, policy, self.width).flatten(0, 1)
+        ), states[:, 0]
 
 
 def token_logits(policy: OpenVLAPolicy, inputs: PolicyInputs, spoken: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,16 +84,16 @@ def token_logits(policy: OpenVLAPolicy, inputs: PolicyInputs, spoken: Tensor) ->
     return llm.lm_head(states).float(), states
 
 
-def spread(spoken: Tensor, policy: OpenVLAPolicy) -> Tensor:
+def spread(spoken: Tensor, policy: OpenVLAPolicy, width: float) -> Tensor:
     """Each token as a distribution over the vocabulary: its bin and those beside it, (samples, tokens, vocabulary)."""
     config = policy.config
     every = torch.arange(config.llm.vocab_size)
     # A bin is as wide as a step from one id to the next, whatever it decodes to.
     distance = (every - spoken[..., None]) * (2 / (config.n_action_bins - 1))
     is_bin = (every < config.bin_vocab_size) & (every >= config.bin_vocab_size - config.n_action_bins)
-    return (-0.5 * (distance / SPREAD) ** 2).masked_fill(~is_bin, -torch.inf).softmax(-1)
+    return (-0.5 * (distance / width) ** 2).masked_fill(~is_bin, -torch.inf).softmax(-1)
 
 
 if __name__ == "__main__":
     given = tyro.cli(Arguments)
-    train.main(given, TokenLesson(fields=BASE, cameras=1, chunk=1, start=given.start))
+    train.main(given, TokenLesson(fields=BASE, cameras=1, chunk=1, start=given.start, width=given.spread))

@@ -61,7 +61,7 @@ def test_no_token_sees_itself() -> None:
 def test_targets_are_spread_around_their_bin_and_over_bins_only(value: float) -> None:
     config = POLICY.config
     spoken = bins.encode(torch.tensor([[value]]), config.bin_vocab_size)
-    shares = import_module("train_base").spread(spoken, POLICY)[0, 0]
+    shares = import_module("train_base").spread(spoken, POLICY, 0.02)[0, 0]
     assert shares.argmax() == spoken and float(shares.sum()) == pytest.approx(1)
     every = torch.arange(len(shares))
     is_bin = (every >= config.bin_vocab_size - 256) & (every < config.bin_vocab_size)
