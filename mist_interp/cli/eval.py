@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -42,12 +42,14 @@ class Command(PolicyOptions):
     """Initial states of every task, such as 0-49 or 3,5."""
 
     arms: tuple[str, ...] = ("none",)
-    """Interventions: none | steer:direction=FOLDER,coef=C | random-direction:direction=FOLDER,coef=C,seed=S. Both
-    steering kinds also take when=always|fired|triggered and name=NAME."""
+    """Interventions, each kind or kind:key=value,key=value, or a YAML file with a list of them: none, safe-stop,
+    generic-slow:factor=F, failsafe-style, mist:layer=L,size=S,steps=0+1, action-correction, random-direction, noise,
+    reversed, wrong-dimension, sham-triggers:arm=mist,of=RUN, learned:probe=FOLDER,mode=clamp, concept-neurons:neurons=
+    2.17+3.40,value=V, steer:direction=FOLDER,coef=C. Most take when=always|fired|triggered; all but none name=NAME."""
 
     detector: Path | None = None
-    """Folder of a fitted probe. Its score is logged at every query of every arm, and its first crossing of the
-    threshold is the trigger."""
+    """Folder of a fitted probe, or a YAML file of a gate (risk, alarm or limit, release, budgets). Its score is logged
+    at every query of every arm, and its first crossing of the threshold is the trigger."""
 
     threshold: float = math.inf
     """The detector fires at scores above this."""
@@ -99,14 +101,17 @@ class Command(PolicyOptions):
         policy = self.policy()  # before the imports that take seconds
         from mist_interp.cli.progress import ProgressDisplay, print_summary
         from mist_interp.evaluation import Detector, Protocol, evaluate
-        from mist_interp.evaluation.arm_texts import parse_arm
+        from mist_interp.evaluation.arm_texts import parse_arms
         from mist_interp.evaluation.detector import ProbeScore
+        from mist_interp.evaluation.gate_files import read_gate
         from mist_interp.probing import Probe
 
-        detector = None
-        if self.detector is not None:
+        detector: Any = None  # a Detector, or a Gate in its place
+        if self.detector is not None and self.detector.suffix in (".yaml", ".yml"):
+            detector = read_gate(self.detector)
+        elif self.detector is not None:
             detector = Detector(ProbeScore(Probe.load(self.detector)), self.threshold, self.detector.name)
-        arms = [parse_arm(text) for text in self.arms]
+        arms = parse_arms(self.arms)
         with ProgressDisplay() as display:
             result = evaluate(
                 policy,

@@ -13,7 +13,7 @@ import statistics
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,7 @@ from mist_interp.data.records import Decision, EpisodeRecord, QueryRecord
 from mist_interp.data.rollout import Environment, rollout
 from mist_interp.evaluation.arms import Arm, ArmLog, Query
 from mist_interp.evaluation.detector import Detector
+from mist_interp.evaluation.gate import Gate, see
 from mist_interp.evaluation.plan import PlannedEpisode
 
 Row = dict[str, Any]
@@ -32,10 +33,12 @@ LOW_FORCE, HIGH_FORCE = 1.0, 10.0
 
 @dataclass
 class _Watch:
-    """What the loop does not know of a query: score, trigger and edit."""
+    """What the loop does not know of a query: score, trigger and edit; and the actions of the last one."""
 
     step: int = 0
     triggered: bool = False
+    actions: Any = None
+    asked: int = 0
 
 
 def run_episode(
@@ -47,7 +50,7 @@ def run_episode(
     instruction: str,
     max_steps: int,
     open_loop_steps: int | None = None,
-    detector: Detector | None = None,
+    detector: Detector | Gate | None = None,
     on_step: Callable[[int], None] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> tuple[Row, list[Row]]:
@@ -73,19 +76,42 @@ def run_episode(
     """
     watch = _Watch()
     extra: list[Row] = []
+    remembered: dict[str, Any] = {}
+    if hasattr(detector, "begin"):
+        detector.begin()
 
     def act(observation: Mapping[str, Any], index: int) -> Decision:
         inputs = vla.prepare(observation, instruction)
-        score, fired, clean = detector.look(vla, inputs) if detector else (None, False, None)
+        seen = see(detector, vla, inputs, getattr(arm, "sites", ()))
+        score, fired, clean = seen[:3]
         watch.triggered = watch.triggered or fired
-        query = Query(planned.unit, index, watch.step, observation, instruction, score, fired, watch.triggered, clean)
+        last = None if watch.actions is None else watch.actions[watch.step - watch.asked - 1]
+        query = Query(
+            planned.unit,
+            index,
+            watch.step,
+            observation,
+            instruction,
+            score,
+            fired,
+            watch.triggered,
+            clean,
+            risk=seen.risk,
+            flagged=seen.flagged,
+            cache=seen.cache,
+            memory=remembered,
+            last_action=last,
+        )
         chunk, log = arm.act(vla, inputs, query)
         values = chunk.values[0].detach().cpu().double()
         if not torch.isfinite(values).all():
             raise FloatingPointError(f"arm {arm.name!r}, query {index}: the action chunk is not finite ({log.edit})")
+        if seen.facts:
+            log = replace(log, details={**log.details, "gate": dict(seen.facts)})
         extra.append(_query_columns(query, log, inputs, chunk, clean))
+        watch.actions, watch.asked = chunk.to_env()[0].detach().cpu().double().numpy(), watch.step
         return Decision(
-            actions=chunk.to_env()[0].detach().cpu().double().numpy(),
+            actions=watch.actions,
             chunk=values.numpy(),
             edits=(log.edit,) if log.edit else (),
         )

@@ -107,7 +107,7 @@ def test_any_edits_that_are_data_make_an_arm(vla: HookedVLA, inputs: PolicyInput
     assert Intervene(edits, "fired").act(vla, inputs, query(fired=False))[1].edit == ""
     with pytest.raises(ValueError, match="not a function"):
         Intervene((lambda x, site: x,))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="always, fired, triggered"):
+    with pytest.raises(ValueError, match="'always', 'fired', 'triggered'"):
         Intervene(edits, "sometimes")
 
 

@@ -1,0 +1,271 @@
+"""How are the dimensions that are about to go wrong moved, and no others, inside the network?
+
+    wanted_d  = -size * sign(a_d)    `retreat`, or   -size * a_d    `brake`        for the flagged dimensions d, else 0
+    edit      = gain * J^+ wanted                 smallest change of the stream at the read positions
+    realised  = answer under the edit - clean answer
+    gain     <- gain * |wanted|^2 / <realised, wanted>, within bounds: the next query's gain follows the measured effect
+
+a is the mean motion of the chunk in normalised units, measured from standing still (for the gripper: from half open).
+The risk of a dimension is the part of its own motion in closing a gap, so less of this motion is less risk. J is the
+derivative of that mean (`mist_interp.steering.correction`).
+
+The placebos make the same computation and then do something else of exactly the same norm at the same queries:
+`random-direction` (one direction per episode), `noise` (drawn anew at each query), `reversed`, `wrong-dimension` (the
+edit for as many dimensions that are not flagged).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mist_interp.core.actions import ACTION_NAMES, ActionChunk
+from mist_interp.core.errors import UnknownName
+from mist_interp.core.inputs import PolicyInputs
+from mist_interp.core.names import SiteKey
+from mist_interp.evaluation.arms.motion import action_scale, chunk_of
+from mist_interp.evaluation.arms.protocol import ArmLog, Query, check_when, clean_answer, is_live
+from mist_interp.steering.correction import Correctable, chunk_steps, correctable, corrected
+from mist_interp.tracing.rest import RestOfForward
+
+WANTED = ("retreat", "brake")
+PLACEBOS = ("random-direction", "noise", "reversed", "wrong-dimension")
+GRIPPER_MIDDLE = 0.5
+# One step of the gain, up or down: a measurement of one query is a poor guide to the next.
+LARGEST_STEP = 1.5
+
+
+@dataclass(frozen=True)
+class Mist:
+    """Per-dimension correction by the smallest edit, see the module's text.
+
+    Attributes:
+        site: of the residual stream between blocks, such as ("resid_post", 2).
+        size: change of the mean normalised action that is wanted (`retreat`), or share of the motion (`brake`).
+        wanted: `retreat` or `brake`.
+        dims: dimensions that may be moved; a detector that does not speak of dimensions flags those of `otherwise`.
+        otherwise: dimensions moved when the alarm is on and names none of `dims`.
+        steps: chunk steps that are corrected; None for all.
+        hold: keep the other dimensions where they are, to first order.
+        adapt: let the gain follow the measured effect within the episode.
+        gains: smallest and largest gain.
+        placebo: empty, or one of `PLACEBOS`.
+        seed: of what a placebo draws, beside the unit.
+        when: as in `Steer`.
+        name: name in tables and folders; empty for `mist` or the placebo's.
+    """
+
+    site: SiteKey = ("resid_post", -2)
+    size: float = 0.2
+    wanted: str = "retreat"
+    dims: tuple[str, ...] = ACTION_NAMES
+    otherwise: tuple[str, ...] = ("dx", "dy", "dz")
+    steps: tuple[int, ...] | None = None
+    hold: bool = True
+    adapt: bool = True
+    gains: tuple[float, float] = (0.5, 2.0)
+    placebo: str = ""
+    seed: int = 0
+    when: str = "fired"
+    name: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.placebo or "mist")
+        check_when(self.name, self.when)
+        if self.placebo and self.placebo not in PLACEBOS:
+            raise UnknownName("placebo of mist", self.placebo, PLACEBOS)
+        if self.wanted not in WANTED:
+            raise UnknownName("wanted change", self.wanted, WANTED)
+        for dim in (*self.dims, *self.otherwise):
+            if dim not in ACTION_NAMES:
+                raise UnknownName("action dimension", dim, ACTION_NAMES)
+        if not np.isfinite(self.size) or self.size < 0:
+            raise ValueError(f"arm {self.name!r}: size={self.size}; give a finite number, 0 or above")
+        if not 0 < self.gains[0] <= 1 <= self.gains[1]:
+            raise ValueError(f"arm {self.name!r}: gains={self.gains}; give bounds around 1")
+
+    @property
+    def gated(self) -> bool:
+        """See `Arm`."""
+        return self.when != "always"
+
+    @property
+    def sites(self) -> tuple[SiteKey, ...]:
+        """See `Arm`."""
+        return (self.site,)
+
+    def config(self) -> dict[str, Any]:
+        """See `Arm`."""
+        kind = self.placebo or "mist"
+        keys = ("size", "wanted", "hold", "adapt", "seed", "when")
+        facts: dict[str, Any] = {"kind": kind, "site": _text(self.site), **{key: getattr(self, key) for key in keys}}
+        facts |= {"dims": list(self.dims), "otherwise": list(self.otherwise), "gains": list(self.gains)}
+        facts["steps"] = None if self.steps is None else list(self.steps)
+        if self.placebo:
+            drawn = self.placebo in ("random-direction", "noise")
+            facts |= {"placebo": True, "method": f"random, equal norm ({kind})" if drawn else kind}
+        return facts
+
+    def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
+        """See `Arm`.
+
+        Raises:
+            FloatingPointError: the derivative or the edit is not finite.
+        """
+        clean = clean_answer(vla, inputs, query)
+        if not is_live(self.when, query) or self.size == 0:
+            return clean, ArmLog()
+        rest, at = self._look(vla, inputs, query)
+        flagged = self._flagged(query)
+        wanted = self._target(vla, clean, at, flagged)
+        gain = float(query.memory.get("gain", 1.0)) if self.adapt else 1.0
+        details: dict[str, Any] = {"flagged": list(flagged), "gain": gain, "wanted": _rounded(wanted)}
+        if not bool(wanted.any()):
+            return clean, ArmLog(details=details | {"refused": "nothing to change"})
+        try:
+            edit, moved = self._edit(vla, clean, at, flagged, gain, query)
+        except ValueError as error:  # no edit of these positions does that
+            return clean, ArmLog(details=details | {"refused": str(error)})
+        chunk, norm = corrected(rest, inputs, at, edit)
+        realised = (chunk.normalized - clean.normalized)[0, list(at.steps)].double().mean(0)
+        details |= {"predicted": _rounded(at.predicted(edit)), "realised": _rounded(realised)}
+        if moved != flagged:
+            details["moved"] = list(moved)
+        if self.adapt:
+            query.memory["gain"] = self._next_gain(gain, wanted, realised)
+        return chunk, ArmLog(self.name, norm, details)
+
+    # -- parts
+
+    def _look(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[RestOfForward, Correctable]:
+        rest = query.memory.get("rest")
+        if rest is None or rest.vla is not vla:
+            rest = query.memory["rest"] = RestOfForward(vla, self.site)
+        cache = query.cache
+        if cache is None or rest.after not in cache:
+            with torch.no_grad():
+                _, cache = vla.run_with_cache(inputs, names=[rest.after])
+        return rest, correctable(rest, inputs, cache[rest.after], chunk_steps(vla, self.steps))
+
+    def _flagged(self, query: Query) -> tuple[str, ...]:
+        return tuple(dim for dim in self.dims if dim in query.flagged) or self.otherwise
+
+    def _target(self, vla: Any, clean: ActionChunk, at: Correctable, dims: tuple[str, ...]) -> Float[Tensor, " dim"]:
+        _, zero = action_scale(vla, clean)
+        zero[ACTION_NAMES.index("gripper")] = GRIPPER_MIDDLE
+        motion = clean.normalized[0, list(at.steps)].double().mean(0).cpu() - zero
+        change = -self.size * (motion if self.wanted == "brake" else motion.sign())
+        kept = torch.tensor([name in dims for name in clean.names])
+        return torch.where(kept, change, 0.0)
+
+    def _edit(
+        self,
+        vla: Any,
+        clean: ActionChunk,
+        at: Correctable,
+        flagged: tuple[str, ...],
+        gain: float,
+        query: Query,
+    ) -> tuple[Float[Tensor, "position width"], tuple[str, ...]]:
+        """The edit, and the dimensions that it is for."""
+        edit = gain * at.edit(self._target(vla, clean, at, flagged), self.hold)
+        if not self.placebo:
+            return edit, flagged
+        if self.placebo == "reversed":
+            return -edit, flagged
+        if self.placebo == "wrong-dimension":
+            others = self._others(flagged, query)
+            instead = at.edit(self._target(vla, clean, at, others), self.hold)
+            return instead * (edit.norm() / instead.norm()), others
+        instead = torch.randn(edit.shape, generator=self._generator(query), dtype=torch.float64).to(edit)
+        return instead * (edit.norm() / instead.norm()), ()
+
+    def _others(self, flagged: tuple[str, ...], query: Query) -> tuple[str, ...]:
+        free = [dim for dim in ACTION_NAMES if dim not in flagged and dim not in query.flagged]
+        if not free:
+            raise ValueError("every dimension is flagged, so none is wrong")
+        order = torch.randperm(len(free), generator=self._generator(query)).tolist()
+        return tuple(free[place] for place in order[: len(flagged)])
+
+    def _generator(self, query: Query) -> torch.Generator:
+        """Random numbers of this unit, and of this query where the placebo draws anew."""
+        which = f"{self.placebo}:{self.seed}:{query.unit.key}" + (f":{query.index}" if self.placebo == "noise" else "")
+        digest = hashlib.sha256(which.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def _next_gain(self, gain: float, wanted: Tensor, realised: Tensor) -> float:
+        share = float(realised.cpu() @ wanted) / float(wanted @ wanted)
+        if self.placebo or not np.isfinite(share):
+            return gain
+        step = LARGEST_STEP if share <= 0 else float(np.clip(1 / share, 1 / LARGEST_STEP, LARGEST_STEP))
+        return float(np.clip(gain * step, *self.gains))
+
+
+@dataclass(frozen=True)
+class ActionCorrection:
+    """Move the action itself by as much as `mist` would have moved it through the network.
+
+    The flagged dimensions of every corrected step are shifted by the mean change that the edit realises there; the
+    network is left alone. A mechanistic claim for `mist` has to beat this.
+
+    Attributes:
+        like: the arm whose displacement is taken.
+        name: name in tables and folders.
+    """
+
+    like: Mist = Mist()
+    name: str = "action-correction"
+
+    @property
+    def gated(self) -> bool:
+        """See `Arm`."""
+        return self.like.gated
+
+    @property
+    def sites(self) -> tuple[SiteKey, ...]:
+        """See `Arm`."""
+        return self.like.sites
+
+    def config(self) -> dict[str, Any]:
+        """See `Arm`."""
+        return {**self.like.config(), "kind": "action-correction"}
+
+    def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
+        """See `Arm`."""
+        clean = clean_answer(vla, inputs, query)
+        _, log = self.like.act(vla, inputs, query)
+        if not log.edit:
+            return clean, log
+        realised = torch.tensor(log.details["realised"], dtype=torch.float64)
+        moved = torch.tensor([name in log.details["flagged"] for name in clean.names])
+        scale, _ = action_scale(vla, clean)
+        values = clean.values.clone()
+        steps = list(chunk_steps(vla, self.like.steps))
+        values[:, steps] += torch.where(moved, realised * scale, 0.0).to(values)
+        return chunk_of(vla, clean, values), ArmLog(self.name, 0.0, log.details)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.detach().cpu().tolist()]
+
+
+def _text(site: SiteKey) -> Any:
+    return list(site) if isinstance(site, tuple) else str(site)
+
+
+def placebo(like: Mist, kind: str, seed: int = 0, name: str = "") -> Mist:
+    """The same arm as a placebo: same site, size and gate.
+
+    Raises:
+        UnknownName: no such placebo.
+    """
+    options: Mapping[str, Any] = {**like.__dict__, "placebo": kind, "seed": seed, "name": name or kind}
+    return Mist(**options)

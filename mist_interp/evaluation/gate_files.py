@@ -1,0 +1,58 @@
+"""How is a gate written in a file?
+
+    risk: runs/predictor            folder of a fitted risk predictor or probe
+    alarm: runs/alarm               folder of a conformal alarm; or  limit: 0.6  for one limit on all outputs
+    release: 0.1                    optional, as are max_queries, max_interventions and name
+
+Paths are those of the machine that reads the file, from where it is run. A benefit head is code and is given in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mist_interp.core.errors import UnknownName
+from mist_interp.evaluation.gate import FittedRisk, Gate
+from mist_interp.probing.conformal import ConformalAlarm
+from mist_interp.probing.predictor import RiskPredictor
+from mist_interp.probing.probe import Probe
+
+KEYS = ("risk", "alarm", "limit", "release", "max_queries", "max_interventions", "name")
+
+
+def read_gate(path: str | Path) -> Gate:
+    """The gate that a YAML file describes.
+
+    Raises:
+        FileNotFoundError: the file, or a folder that it names, does not exist.
+        UnknownName: a key that a gate does not have.
+        ValueError: `risk` is missing, or there is not exactly one of `alarm` and `limit`.
+    """
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold the keys of a gate: {', '.join(KEYS)}")
+    return make_gate(content)
+
+
+def make_gate(given: Mapping[str, Any]) -> Gate:
+    """The gate that a mapping describes; errors as in `read_gate`."""
+    for key in given:
+        if key not in KEYS:
+            raise UnknownName("key of a gate", key, KEYS)
+    if "risk" not in given or ("alarm" in given) == ("limit" in given):
+        raise ValueError(f"a gate needs risk=FOLDER and one of alarm=FOLDER and limit=NUMBER; given {dict(given)}")
+    alarm = ConformalAlarm.load(given["alarm"]) if "alarm" in given else float(given["limit"])
+    rules = {key: given[key] for key in ("release", "max_queries", "max_interventions", "name") if key in given}
+    return Gate(FittedRisk(_fitted(Path(given["risk"]))), alarm, **rules)
+
+
+def _fitted(folder: Path) -> Probe | RiskPredictor:
+    if (folder / "predictor.json").exists():
+        return RiskPredictor.load(folder)
+    if (folder / "probe.json").exists():
+        return Probe.load(folder)
+    raise FileNotFoundError(f"{folder} holds neither a predictor nor a probe (predictor.json, probe.json)")

@@ -1,0 +1,154 @@
+"""How is one query corrected: the smallest change of the stream that moves some action numbers and holds the others?
+
+    J = d (mean over the chosen chunk steps of the seven numbers) / d (stream at their read positions)
+    edit = J^+ delta
+
+in normalised units, in which the dimensions share a scale. One forward and seven backward passes at once through what
+lies behind the site, at the read positions only (`mist_interp.models.read_rest`). The mean over the steps is what the
+robot moves in one chunk; that the single steps share it evenly is not asked for.
+
+Where it misleads: see `mist_interp.steering.jacobian`, whose pseudo-inverse this uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mist_interp.core.actions import ActionChunk
+from mist_interp.core.errors import UnknownName
+from mist_interp.core.inputs import PolicyInputs
+from mist_interp.core.names import Site, SiteKey
+from mist_interp.models.read_rest import numbers_of_steps
+from mist_interp.steering.gradient import refuse_without_gradient
+from mist_interp.steering.jacobian import minimum_norm_edit
+from mist_interp.tracing.rest import RestOfForward
+
+if TYPE_CHECKING:
+    from mist_interp.tracing.hooked import HookedVLA
+
+WELL_CONDITIONED = 1e6
+
+
+@dataclass(frozen=True, eq=False)
+class Correctable:
+    """One query, ready to be corrected.
+
+    Attributes:
+        states: (token, d_model) of the stream at the site, before any correction.
+        positions: read positions of the chosen steps, step after step.
+        steps: chunk steps.
+        jacobian: (dim, position, d_model), normalised action per unit of the stream.
+        numbers: (dim,) mean normalised action over the steps, as it is.
+    """
+
+    states: Float[Tensor, "token d_model"]
+    positions: Int[Tensor, " position"]
+    steps: tuple[int, ...]
+    jacobian: Float[Tensor, "dim position d_model"]
+    numbers: Float[Tensor, " dim"]
+
+    def edit(self, delta: Float[Tensor, " dim"], hold: bool = True) -> Float[Tensor, "position d_model"]:
+        """The smallest change at the positions that moves the mean action by `delta` (normalised), to first order.
+
+        Raises:
+            FloatingPointError: the derivative is not finite.
+            ValueError: no edit does that; see `minimum_norm_edit`.
+        """
+        if not bool(torch.isfinite(self.jacobian).all()):
+            raise FloatingPointError("the derivative of the action at this query is not finite, so no edit follows")
+        rows = self.jacobian.flatten(1).double()
+        lengths = rows.norm(dim=1)
+        gram = rows @ rows.T / lengths.outer(lengths)
+        # The inverse of a 7 x 7 matrix is far cheaper than a pseudo-inverse, and as good where no dimensions are tied.
+        if (
+            hold
+            and bool((lengths > 0).all())
+            and float(torch.linalg.cond(gram)) < WELL_CONDITIONED
+            and bool(delta.any())
+        ):
+            parts = torch.linalg.solve(gram, delta.to(rows) / lengths) / lengths
+            return (parts @ rows).unflatten(0, self.jacobian.shape[1:])
+        return minimum_norm_edit(self.jacobian.double(), delta, hold)
+
+    def predicted(self, edit: Float[Tensor, "position d_model"]) -> Float[Tensor, " dim"]:
+        """What a change at the positions does to the mean action, to first order."""
+        return torch.einsum("dpw,pw->d", self.jacobian, edit.to(self.jacobian))
+
+
+def stream_site(vla: HookedVLA, site: SiteKey) -> Site:
+    """The site, if it is one of the residual stream from which the rest of the network can run.
+
+    Raises:
+        UnknownName: no such site.
+        ValueError: it is no site of the stream between blocks, or the policy's actions have no gradient.
+    """
+    refuse_without_gradient(vla)
+    return RestOfForward(vla, site).after
+
+
+def chunk_steps(vla: HookedVLA, steps: Sequence[int] | None) -> tuple[int, ...]:
+    """Checked chunk steps; None means all.
+
+    Raises:
+        UnknownName: no such step.
+    """
+    chosen = tuple(range(vla.cfg.chunk)) if steps is None else tuple(steps)
+    for step in chosen:
+        if not 0 <= step < vla.cfg.chunk:
+            raise UnknownName("chunk step", f"t{step}", [f"t{k}" for k in range(vla.cfg.chunk)])
+    if not chosen:
+        raise ValueError("no chunk step is named")
+    return chosen
+
+
+def correctable(
+    rest: RestOfForward,
+    inputs: PolicyInputs,
+    states: Float[Tensor, "batch token d_model"],
+    steps: Sequence[int] | None = None,
+) -> Correctable:
+    """Take the derivative of one query's action.
+
+    Args:
+        rest: the network behind the site.
+        inputs: one query.
+        states: what the site holds there, all tokens (`cache[site]`).
+        steps: chunk steps; None for all.
+
+    Raises:
+        UnknownName: no such step.
+        ValueError: several queries at once, or a policy without such a derivative.
+    """
+    vla = rest.vla
+    refuse_without_gradient(vla)
+    chosen, layout = chunk_steps(vla, steps), vla.layout(inputs)
+    if inputs.batch_size != 1 or layout.length != states.shape[1]:
+        raise ValueError(f"one query at a time, with all of its {layout.length} tokens; got {tuple(states.shape)}")
+    stream = states[0].detach().as_subclass(Tensor)
+    index = layout.select([f"action_read.t{step}" for step in chosen]).index[0].to(stream.device)
+    with torch.enable_grad():
+        leaf = stream[index].clone().requires_grad_()
+        numbers = numbers_of_steps(vla.policy, rest.layer, stream, index, chosen)(leaf).mean(0)
+        each = torch.eye(len(numbers), dtype=numbers.dtype, device=numbers.device)
+        (jacobian,) = torch.autograd.grad(numbers, leaf, each, is_grads_batched=True)
+    return Correctable(stream, index, chosen, jacobian.detach(), numbers.detach().double())
+
+
+def corrected(rest: RestOfForward, inputs: PolicyInputs, at: Correctable, edit: Tensor) -> tuple[ActionChunk, float]:
+    """The policy's answer with `edit` added at the positions, and the norm of what was really changed.
+
+    Raises:
+        FloatingPointError: the edit is not finite.
+    """
+    if not bool(torch.isfinite(edit).all()):
+        raise FloatingPointError("the edit holds NaN or infinite values; nothing was answered")
+    states = at.states.index_add(0, at.positions, edit.to(at.states))
+    with torch.no_grad():
+        chunk = rest(states[None], inputs)
+    return chunk, float((states - at.states).double().norm())
