@@ -376,7 +376,7 @@ def column_matrix(column: pa.ChunkedArray) -> Float[Array, "rows width"]:
     """A column of fixed-length lists as one float32 matrix."""
     width = column.type.list_size
     parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
-    return np.concatenate(parts).astype(np.float32)
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

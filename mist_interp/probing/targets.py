@@ -88,7 +88,7 @@ def time_to_failure(store: RolloutStore) -> pd.DataFrame:
     """Per query, in the order of `store.queries()`: control steps until the episode fails; infinite if it succeeds.
 
     Returns:
-        Columns `episode`, `query`, `steps`.
+        Columns `episode`, `query`, `step` (of the query), `steps` (left).
     """
     store.check_outcomes()
     episodes = store.episodes().set_index("episode")
@@ -96,7 +96,7 @@ def time_to_failure(store: RolloutStore) -> pd.DataFrame:
     rows = episodes.loc[queries["episode"]]
     left = rows["max_steps"].to_numpy() - queries["step"].to_numpy()
     steps = np.where(rows["success"].to_numpy(dtype=bool), np.inf, left)
-    return pd.DataFrame({"episode": queries["episode"], "query": queries["query"], "steps": steps})
+    return queries.assign(steps=steps)
 
 
 @dataclass(frozen=True)

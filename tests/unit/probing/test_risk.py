@@ -114,6 +114,33 @@ def test_attribution_asks_who_it_was_given_an_event(store: Store) -> None:
     assert labels.masked == {"in contact": 1, "no event": 7}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_for_detection_bring_those_for_attribution_along(store: Store, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for number in range(12):
+        starts = np.sort(rng.integers(2, 60, 3))
+        contacts = [
+            touch(
+                int(start),
+                UP if rng.random() < 0.5 else BACK,
+                (0.1, 0.0, -0.1),
+                last=int(start) + 2,
+                kind=str(rng.choice(["hand-table", "finger-box"])),
+                finger_speed=float(rng.choice([0.0, 0.03])),
+                geometry=bool(rng.random() < 0.8),
+            )
+            for start in starts[: rng.integers(0, 4)]
+        ]
+        drop = ReleaseRecord(int(rng.integers(0, 60)), "bowl", True, 62, "table", False)
+        actions = np.clip(rng.normal(size=(64, 7)), -1, 1)
+        episodes.append(recorded(actions, *contacts, releases=(drop,) * (number % 2), init_state=number))
+    made = store(*episodes)
+    labels, blamed = Risk().labels(made), Risk(contrast="attribution").labels(made)
+    np.testing.assert_array_equal(labels.also["attribution"], blamed.values)
+    assert {0.0, 1.0} <= set(np.unique(blamed.values)) and not blamed.also
+
+
 def test_masks_are_counted_once(store: Store) -> None:
     contacts = touch(20, last=22), touch(50, BACK, (0.1, 0, 0), last=50, kind="finger-box")
     labels = Risk().labels(store(recorded(constant(96, dx=0.5, dz=0.5), *contacts)))

@@ -88,7 +88,7 @@ def test_shares_of_episodes_chosen_by_outcome_are_no_rates(make_store: MakeStore
 def test_a_search_never_separates_a_start_state(make_store: MakeStore) -> None:
     store = outcome_store(make_store, tasks=3, inits=6, signal=3.0)
     steps = make_pipeline(StandardScaler(), LogisticRegression())
-    search = GridSearchCV(steps, {"logisticregression__C": [0.1, 1]}, cv=3)
+    search = GridSearchCV(steps, {"logisticregression__C": [0.1, 1]}, cv=2)
     report = cross_validate(Probe(SITE, estimator=search), store, draws=10, min_episodes=5)
     assert report.score().auc is not None and report.score().auc > 0.9
     groups = np.repeat(np.arange(10), 4)
@@ -97,7 +97,7 @@ def test_a_search_never_separates_a_start_state(make_store: MakeStore) -> None:
         assert not set(groups[train]) & set(groups[test])
     with pytest.raises(ValueError, match="both sides"):
         grouped(search.set_params(cv=KFold(3, shuffle=True)), x, y, groups)
-    probe = Probe(SITE, estimator=search.set_params(cv=3)).fit(store)
+    probe = Probe(SITE, estimator=search.set_params(cv=2)).fit(store)
     with pytest.raises(KeyError, match="LogisticRegression"):
         probe.save(store.folder / "probe")
 
