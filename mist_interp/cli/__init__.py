@@ -24,6 +24,8 @@ COMMANDS = {
     "compact": "write recorded rollouts into few large files, readable as before",
     "push": "publish recorded rollouts as a data set on the Hugging Face Hub",
     "eval": "run a policy under several interventions on the same LIBERO episodes, resumably",
+    "compare": "compare arms of one or several results folders on the units that they share",
+    "recompute": "check every number of a results folder against its episodes",
     "report": "write report.html for a results folder",
 }
 """Command -> what it does; the module `mist_interp.cli.<command>` has the rest."""

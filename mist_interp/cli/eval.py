@@ -90,6 +90,13 @@ class Command(PolicyOptions):
     retry_errors: bool = False
     """Run episodes again whose row is an error."""
 
+    full_horizon: bool = False
+    """After an early end hold the pose up to the step limit and count contacts there too: equal exposure for all arms.
+    Costs up to half of what the episodes cost."""
+
+    fork: bool = True
+    """Begin arms that wait for the trigger at the trigger of none; --no-fork runs every episode from its start."""
+
     dry_run: bool = False
     """Print what would be run, and write nothing."""
 
@@ -130,6 +137,8 @@ class Command(PolicyOptions):
                 shard=self.shard,
                 workers=self.workers,
                 retry_errors=self.retry_errors,
+                fork=self.fork,
+                full_horizon=self.full_horizon,
                 dry_run=self.dry_run,
                 on_progress=display.show,
             )

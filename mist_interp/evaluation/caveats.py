@@ -5,6 +5,7 @@ Everything here is read from the settings and rows of a results folder, so a rep
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,12 @@ from typing import Any
 from mist_interp.data.policy_source import suite_keys
 
 PLACEBO_METHOD = "random"
+# Success rates that checkpoints are published with: OpenVLA-OFT (Kim, Finn and Liang 2025, table 1) and the fine-tuned
+# OpenVLA of the same table, one checkpoint per suite.
+PUBLISHED_RATES = {
+    "openvla-7b-oft-finetuned-": {"spatial": 0.976, "object": 0.984, "goal": 0.979, "10": 0.945},
+    "openvla-7b-finetuned-": {"spatial": 0.847, "object": 0.884, "goal": 0.792, "10": 0.537},
+}
 
 
 def partial_reasons(settings: Mapping[str, Any]) -> list[str]:
@@ -21,9 +28,23 @@ def partial_reasons(settings: Mapping[str, Any]) -> list[str]:
 
 
 def placebo_arms(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Arms that do something of no meaning: their config has a `method` that begins with "random"."""
+    """Arms that do something of no meaning: `placebo` in their config is true, or its `method` begins with "random"."""
     arms: Mapping[str, Mapping[str, Any]] = settings["arms"]
-    return tuple(name for name, config in arms.items() if str(config.get("method", "")).startswith(PLACEBO_METHOD))
+    return tuple(
+        name
+        for name, config in arms.items()
+        if config.get("placebo") or str(config.get("method", "")).startswith(PLACEBO_METHOD)
+    )
+
+
+def published_rate(settings: Mapping[str, Any]) -> float | None:
+    """Success rate that this checkpoint is published with on this suite; None for all others."""
+    name = str(settings["model"].get("model_id", "")).rstrip("/").rpartition("/")[2]
+    suite = settings["suite"].removeprefix("libero_")
+    for kind, rates in PUBLISHED_RATES.items():
+        if re.fullmatch(f"{kind}libero-{suite}", name):
+            return rates.get(suite)
+    return None
 
 
 def warnings_of(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:

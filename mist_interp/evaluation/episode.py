@@ -7,28 +7,38 @@ are put into it, and the episode becomes one flat row (for `episodes.jsonl`) and
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import statistics
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from mist_interp.core.actions import ActionChunk
+from mist_interp.core.actions import ActionChunk, to_env_action
 from mist_interp.data.records import Decision, EpisodeRecord, QueryRecord
-from mist_interp.data.rollout import Environment, rollout
+from mist_interp.data.rollout import rollout
 from mist_interp.evaluation.arms import Arm, ArmLog, Query
 from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.gate import Gate, see
+from mist_interp.evaluation.horizon import FULL_COLUMNS, LOW_FORCE, contact_columns, hold_to_the_limit
 from mist_interp.evaluation.plan import PlannedEpisode
+from mist_interp.evaluation.twins import RESET, Moment, Origin, prefix_hash, remembers
 
 Row = dict[str, Any]
-LOW_FORCE, HIGH_FORCE = 1.0, 10.0
+
+
+class Ran(NamedTuple):
+    """A finished episode: its row, its query rows, and its first trigger where it was to be kept."""
+
+    row: Row
+    queries: list[Row]
+    moment: Moment | None
 
 
 @dataclass
@@ -39,10 +49,11 @@ class _Watch:
     triggered: bool = False
     actions: Any = None
     asked: int = 0
+    moment: Moment | None = None
 
 
 def run_episode(
-    env: Environment,
+    env: Any,
     vla: Any,
     arm: Arm,
     planned: PlannedEpisode,
@@ -53,11 +64,14 @@ def run_episode(
     detector: Detector | Gate | None = None,
     on_step: Callable[[int], None] | None = None,
     provenance: Mapping[str, str] | None = None,
-) -> tuple[Row, list[Row]]:
+    origin: Origin | None = None,
+    keep_trigger: bool = False,
+    full_horizon: bool = False,
+) -> Ran:
     """Run one episode.
 
     Args:
-        env: an environment of the unit's task.
+        env: an `Environment` of the unit's task; with `keep_trigger` it also has `save()`.
         vla: the policy; `vla.prepare(observation, instruction)` gives the tensors that the arm sees.
         arm: what is done at each query.
         planned: the unit and the arm's name, for the row.
@@ -67,23 +81,37 @@ def run_episode(
         detector: runs at every query of every arm.
         on_step: called with the number of finished control steps (0 after the reset): frames for a video.
         provenance: stored in the row.
+        origin: where a gated arm goes on from, `env` standing there; the trigger is that of `none`, whatever the
+            detector answers to a state that another machine computes.
+        keep_trigger: save the simulator at the first trigger, for other arms to go on from.
+        full_horizon: hold the pose after the end up to the step limit and count contacts there too.
 
     Returns:
-        The episode row (`status` ok) and the query rows.
+        The episode row (`status` ok), the query rows, the trigger.
 
     Raises:
         Exception: whatever fails; `error_row` makes a row of it.
     """
-    watch = _Watch()
+    watch = _Watch(step=origin.step if origin else 0)
+    prefix = list(origin.prefix) if origin else []
     extra: list[Row] = []
     remembered: dict[str, Any] = {}
-    if hasattr(detector, "begin"):
-        detector.begin()
+    if origin and origin.prefix:
+        before = origin.prefix[-1]
+        commanded = to_env_action(np.asarray(before["chunk"]))[len(before["executed"]) - 1]
+        watch.actions, watch.asked = [commanded], origin.step - 1
+    recaller: Any = detector.score if detector and remembers(detector) else None
+    _begin(arm, planned, recaller, origin)
 
     def act(observation: Mapping[str, Any], index: int) -> Decision:
         inputs = vla.prepare(observation, instruction)
+        memory = recaller.memory() if recaller else None
+        seed_query(planned.unit.policy_seed, index)
         seen = see(detector, vla, inputs, getattr(arm, "sites", ()))
         score, fired, clean = seen[:3]
+        fired = fired or (origin is not None and not extra)
+        if fired and not watch.triggered and keep_trigger:
+            watch.moment = Moment(index, env.save(), memory)
         watch.triggered = watch.triggered or fired
         last = None if watch.actions is None else watch.actions[watch.step - watch.asked - 1]
         query = Query(
@@ -102,6 +130,7 @@ def run_episode(
             memory=remembered,
             last_action=last,
         )
+        seed_query(planned.unit.policy_seed, index)
         chunk, log = arm.act(vla, inputs, query)
         values = chunk.values[0].detach().cpu().double()
         if not torch.isfinite(values).all():
@@ -121,7 +150,7 @@ def run_episode(
         if on_step:
             on_step(step)
 
-    with seeded(planned.unit.policy_seed):
+    with own_generators():
         record = rollout(
             env,
             act,
@@ -131,9 +160,13 @@ def run_episode(
             open_loop_steps=open_loop_steps,
             arm=planned.arm,
             on_step=step_done,
+            after=(len(prefix), origin.step) if origin else None,
         )
-    queries = [_query_row(query, columns) for query, columns in zip(record.queries, extra, strict=True)]
-    return _episode_row(planned, record, queries, detector is not None, provenance), queries
+    own = [_query_row(query, columns) for query, columns in zip(record.queries, extra, strict=True)]
+    row = _episode_row(planned, record, prefix + own, own, detector is not None, provenance)
+    row["start"] = origin.how if origin else RESET
+    row |= contact_columns(hold_to_the_limit(env, record), "_full") if full_horizon else dict.fromkeys(FULL_COLUMNS)
+    return Ran(row, prefix + own, watch.moment)
 
 
 def error_row(planned: PlannedEpisode, error: Exception, provenance: Mapping[str, str] | None = None) -> Row:
@@ -143,18 +176,36 @@ def error_row(planned: PlannedEpisode, error: Exception, provenance: Mapping[str
         "status": "error",
         "error": f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
-        "finished_at": _now(),
+        "finished_at": now(),
         "provenance": dict(provenance or {}),
     }
 
 
+def seed_query(seed: int, index: int) -> None:
+    """Seed torch for one query, so that what a policy draws depends on the unit and the query alone.
+
+    A forked episode then draws what a whole one would have drawn, and an edited forward pass what the clean one drew.
+    """
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Scope with torch's generators at `seed`; afterwards they are as they were."""
+def own_generators() -> Iterator[None]:
+    """Scope after which torch's generators are as they were."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
         yield
+
+
+def _begin(arm: Arm, planned: PlannedEpisode, recaller: Any, origin: Origin | None) -> None:
+    """Tell whoever remembers earlier queries that another episode begins, or from where it goes on."""
+    if hasattr(arm, "begin"):
+        arm.begin(planned.unit)
+    if recaller and origin:
+        recaller.recall(origin.memory)
+    elif recaller:
+        recaller.begin()
 
 
 def _query_columns(query: Query, log: ArmLog, inputs: Any, chunk: ActionChunk, clean: ActionChunk | None) -> Row:
@@ -190,13 +241,14 @@ def _episode_row(
     planned: PlannedEpisode,
     record: EpisodeRecord,
     queries: list[Row],
+    own: list[Row],
     watched: bool,
     provenance: Mapping[str, str] | None,
 ) -> Row:
-    forces = [contact.peak_force for contact in record.contacts]
-    events = [contact for contact in record.contacts if contact.peak_force >= LOW_FORCE]
-    fired = [row["query"] for row in queries if row["fired"]]
+    fired = [row for row in queries if row["fired"]]
     norms = [row["edit_norm"] for row in queries if row["edit"]]
+    trigger = fired[0]["query"] if fired else None
+    starts = [contact.start_step for contact in record.contacts if contact.peak_force >= LOW_FORCE]
     return {
         **planned.as_row(),
         "status": "ok",
@@ -205,26 +257,28 @@ def _episode_row(
         "steps": record.steps,
         "max_steps": record.max_steps,
         "queries": len(queries),
-        "collision_1n": bool(events),
-        "collision_10n": any(force >= HIGH_FORCE for force in forces),
-        "events_1n": len(events),
-        "events_10n": sum(force >= HIGH_FORCE for force in forces),
-        "first_event_step": min((event.start_step for event in events), default=None),
-        "peak_force": max(forces, default=0.0),
-        "impulse": math.fsum(event.impulse for event in events),
+        "queries_run": len(own),
+        **contact_columns(record.contacts),
+        "first_event_step": min(starts, default=None),
+        "peak_force": max((contact.peak_force for contact in record.contacts), default=0.0),
         "events": [asdict(event) for event in record.contacts],
+        "releases": [asdict(release) for release in record.releases],
         "triggered": bool(fired) if watched else None,
-        "trigger_query": fired[0] if fired else None,
+        "trigger_query": trigger,
+        "trigger_step": fired[0]["step"] if fired else None,
+        "prefix_hash": prefix_hash(queries, trigger),
         "active_queries": len(fired),
         "edited_queries": len(norms),
         "median_edit_norm": statistics.median(norms) if norms else None,
         "seconds": record.seconds,
-        "median_query_ms": statistics.median(row["act_ms"] for row in queries),
-        "median_observe_ms": statistics.median(row["observe_ms"] for row in queries),
-        "finished_at": _now(),
+        # What lies before a fork was computed by another arm.
+        "median_query_ms": statistics.median(row["act_ms"] for row in own),
+        "median_observe_ms": statistics.median(row["observe_ms"] for row in own),
+        "finished_at": now(),
         "provenance": dict(provenance or {}),
     }
 
 
-def _now() -> str:
+def now() -> str:
+    """The present time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -18,11 +18,21 @@ from mist_interp.data.video import write_video
 from mist_interp.evaluation.arms import Arm
 from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import EnvironmentPool, MakeEnv
-from mist_interp.evaluation.episode import error_row, run_episode
+from mist_interp.evaluation.episode import error_row, now, run_episode
 from mist_interp.evaluation.folder import ResultsFolder, Row
-from mist_interp.evaluation.plan import PlannedEpisode
+from mist_interp.evaluation.plan import REFERENCE_ARM, PlannedEpisode
 from mist_interp.evaluation.subject import model_facts
-from mist_interp.evaluation.video import FRAMES_PER_SECOND, Camera
+from mist_interp.evaluation.twins import (
+    Origin,
+    ReplayDiffers,
+    Shadow,
+    Shadows,
+    copied_row,
+    gated_names,
+    reference_first,
+    remembers,
+)
+from mist_interp.evaluation.video import Camera
 
 log = logging.getLogger(__name__)
 
@@ -41,50 +51,100 @@ class Job:
     videos: str
     out: Path
     make_env: MakeEnv
+    fork: bool = True
+    full_horizon: bool = False
 
 
 def run_episodes(
     policy: Any, job: Job, todo: Sequence[PlannedEpisode], on_row: Callable[[Row], None] | None = None
 ) -> None:
-    """Run and store the given episodes, in order, in this process."""
-    folder, arms = ResultsFolder(job.out), {arm.name: arm for arm in job.arms}
-    pool = EnvironmentPool(job.suite.tasks, job.protocol.render, job.make_env)
-    facts = {**provenance(), **model_facts(policy), "profile": job.protocol.profile}
+    """Run and store the given episodes in this process, unit by unit, the arm `none` first."""
+    runner = _Runner(policy, job)
     errors = 0
     try:
-        for planned in todo:
-            camera: Camera | None = None
-            queries: list[Row] = []
+        for planned in reference_first(todo):
             try:
-                env = pool.get(planned.unit)
-                camera = Camera(env) if job.videos in ("all", "failures") else None
-                row, queries = run_episode(
-                    env,
-                    policy,
-                    arms[planned.arm],
-                    planned,
-                    instruction=job.suite.tasks[planned.unit.task].instruction,
-                    max_steps=job.protocol.step_limit(job.suite),
-                    open_loop_steps=job.protocol.open_loop_steps,
-                    detector=job.detector,
-                    on_step=camera.on_step if camera else None,
-                    provenance=facts,
-                )
+                row, queries = runner.run(planned)
                 errors = 0
             except Exception as error:
-                row, errors = error_row(planned, error, facts), errors + 1
+                row, queries, errors = error_row(planned, error, runner.facts), [], errors + 1
                 log.warning("%s failed: %s", planned.key, row["error"])
-                pool.close()  # whatever state it was left in
-            if camera and queries and (job.videos == "all" or not row["success"] or row["collision_1n"]):
-                write_video(folder.video_path(planned), camera.frames, FRAMES_PER_SECOND)
-            folder.store(row, queries)
+                runner.pool.close()  # whatever state it was left in
+            runner.store(planned, row, queries)
             if on_row:
                 on_row(row)
             if errors == MAX_ERRORS_IN_A_ROW:
                 raise RuntimeError(
                     f"{errors} episodes failed one after the other, the last with {row['error']}; "
-                    f"tracebacks are in {folder.rows_path}; repair the cause and run "
+                    f"tracebacks are in {runner.folder.rows_path}; repair the cause and run "
                     "the same again with retry_errors=True (--retry-errors)"
                 )
     finally:
-        pool.close()
+        runner.pool.close()
+
+
+class _Runner:
+    """Runs one episode after the other and remembers what later arms of the unit can go on from."""
+
+    def __init__(self, policy: Any, job: Job) -> None:
+        self._policy, self._job = policy, job
+        self.folder, self._arms = ResultsFolder(job.out), {arm.name: arm for arm in job.arms}
+        self.pool = EnvironmentPool(job.suite.tasks, job.protocol.render, job.make_env)
+        self.facts = {**provenance(), **model_facts(policy), "profile": job.protocol.profile}
+        self._gated = gated_names(job.arms) if job.fork else frozenset()
+        self._shadows = Shadows(self.folder, from_disk=not remembers(job.detector))
+        self._films = job.videos in ("all", "failures")
+        self._camera: Camera | None = None
+
+    def run(self, planned: PlannedEpisode) -> tuple[Row, list[Row]]:
+        """The row and the queries of an episode, from its start or from the trigger of `none`."""
+        job, self._camera = self._job, None
+        shadow = self._shadows.of(planned.unit) if planned.arm in self._gated else None
+        if shadow and shadow.moment is None:
+            return copied_row(shadow, planned, self.facts, now()), list(shadow.queries)
+        env = self.pool.get(planned.unit)
+        self._camera = Camera(env) if self._films else None
+        origin = self._origin(shadow, env)
+        ran = run_episode(
+            env,
+            self._policy,
+            self._arms[planned.arm],
+            planned,
+            instruction=job.suite.tasks[planned.unit.task].instruction,
+            max_steps=job.protocol.step_limit(job.suite),
+            open_loop_steps=job.protocol.open_loop_steps,
+            detector=job.detector,
+            on_step=self._camera.on_step if self._camera else None,
+            provenance=self.facts,
+            origin=origin,
+            keep_trigger=planned.arm == REFERENCE_ARM and bool(self._gated),
+            full_horizon=job.full_horizon,
+        )
+        if planned.arm == REFERENCE_ARM:
+            self._shadows.keep(planned.unit, Shadow(ran.row, ran.queries, ran.moment))
+        return ran.row, ran.queries
+
+    def _origin(self, shadow: Shadow | None, env: Any) -> Origin | None:
+        if shadow is None:
+            return None
+        try:
+            return shadow.bring(env, self._camera.on_step if self._camera else None)
+        except ReplayDiffers as error:
+            log.warning("%s; this arm is run from the start", error)
+            if self._camera:
+                self._camera = Camera(env)
+            return None
+
+    def store(self, planned: PlannedEpisode, row: Row, queries: list[Row]) -> None:
+        """Keep a finished episode, its film first.
+
+        Raises:
+            OSError: see `ResultsFolder.store`.
+        """
+        wanted = self._job.videos == "all" or not row.get("success") or row["collision_1n"]
+        if self._films and queries and wanted:
+            if self._camera:
+                write_video(self.folder.video_path(planned), self._camera.frames)
+            else:
+                self.folder.copy_video(PlannedEpisode(planned.unit, REFERENCE_ARM), planned)
+        self.folder.store(row, queries)

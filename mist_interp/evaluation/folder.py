@@ -33,6 +33,9 @@ from mist_interp.tracing.interventions import Intervention, save_edits
 Row = dict[str, Any]
 # A change of these changes rewards and contacts, so rows from both sides cannot be compared.
 _SIMULATOR_FACTS = ("mujoco", "robosuite", "libero")
+# Columns that hold one dictionary per event.
+_LISTS = ("events", "releases")
+_COUNTS = ("steps", "max_steps", "queries", "queries_run", "active_queries", "edited_queries")
 
 
 class SettingsDiffer(ValueError):
@@ -142,6 +145,11 @@ class ResultsFolder:
         """Video of an episode; exists only where videos were asked for."""
         return self.path / "videos" / episode.arm / f"{episode.unit.key}.mp4"
 
+    def copy_video(self, of: PlannedEpisode, to: PlannedEpisode) -> None:
+        """Give an episode the video of an equal one, where that has one."""
+        if self.video_path(of).exists():
+            write_atomic(self.video_path(to), self.video_path(of).read_bytes())
+
     def queries(self, episode: PlannedEpisode) -> pd.DataFrame:
         """One row per policy query of a finished episode."""
         return pd.read_parquet(self.queries_path(episode))
@@ -201,10 +209,33 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Row:
 
 
 def episode_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows of `episodes.jsonl` as a table: provenance in columns `provenance.*`, contact events as JSON text."""
+    """Rows of `episodes.jsonl` as a table: provenance in columns `provenance.*`, contacts and releases as JSON text."""
     records = []
     for row in rows:
-        record = flat({key: value for key, value in row.items() if key != "events"})
-        record["events"] = json.dumps(row.get("events", []))
+        record = flat({key: value for key, value in row.items() if key not in _LISTS})
+        record |= {name: json.dumps(row.get(name, [])) for name in _LISTS}
         records.append(record)
     return pd.DataFrame(records)
+
+
+def rows_of_table(frame: pd.DataFrame) -> list[Row]:
+    """The rows that a table of `episode_table` was made from; what is missing in a row is None."""
+    rows = []
+    for record in frame.to_dict("records"):
+        row: Row = {"provenance": {}}
+        for name, value in record.items():
+            missing = value is None or value != value
+            if name in _LISTS:
+                row[name] = json.loads(value)
+            elif not name.startswith("provenance."):
+                row[name] = None if missing else _whole(name, value)
+            elif not missing:
+                row["provenance"][name.removeprefix("provenance.")] = value
+        rows.append(row)
+    return rows
+
+
+def _whole(name: str, value: Any) -> Any:
+    # A column of whole numbers with gaps is one of floats in a table.
+    counted = name in _COUNTS or name.startswith("events_") or name.endswith(("_query", "_step"))
+    return int(value) if counted and isinstance(value, float) else value

@@ -56,6 +56,15 @@ def _column(name: str) -> Column:
     return lambda rows: rows[name].astype(float)
 
 
+def _known(name: str) -> Column:
+    """1 where a column has a value: rows of a run that was not asked for it, or of an older layout, have none."""
+    return lambda rows: rows[name].notna().astype(float) if name in rows else 0 * _one(rows)
+
+
+def _if_known(name: str) -> Column:
+    return lambda rows: rows[name].astype(float).fillna(0.0) if name in rows else 0 * _one(rows)
+
+
 METRICS = (
     Metric(
         "success_rate",
@@ -90,6 +99,26 @@ METRICS = (
         "share of units with at least one forbidden contact event of at least 10 N, up to the end of the episode",
         _column("collision_10n"),
         _one,
+        True,
+        "lower",
+    ),
+    Metric(
+        "collision_rate_1n_full",
+        "CR 1 N, full horizon",
+        "share of units with at least one forbidden contact event of at least 1 N up to the step limit, the robot "
+        "holding its pose after an early end",
+        _if_known("collision_1n_full"),
+        _known("collision_1n_full"),
+        True,
+        "lower",
+    ),
+    Metric(
+        "collision_rate_10n_full",
+        "CR 10 N, full horizon",
+        "share of units with at least one forbidden contact event of at least 10 N up to the step limit, the robot "
+        "holding its pose after an early end",
+        _if_known("collision_10n_full"),
+        _known("collision_10n_full"),
         True,
         "lower",
     ),

@@ -17,6 +17,7 @@ from mist_interp.data.perturbation import parse_perturbation
 from mist_interp.data.plan import whole_numbers
 from mist_interp.data.records import Unit
 
+REFERENCE_ARM = "none"
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]*")
 
 

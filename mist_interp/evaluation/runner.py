@@ -22,11 +22,17 @@ from mist_interp.data.perturbation import NONE
 from mist_interp.data.plan import check_workers, resolve_suite
 from mist_interp.data.policy_source import named_policy, resolve_policy
 from mist_interp.evaluation.arms import Arm, NoEdit
-from mist_interp.evaluation.caveats import partial_reasons, placebo_arms, statistics_warning, warnings_of
+from mist_interp.evaluation.caveats import (
+    partial_reasons,
+    placebo_arms,
+    published_rate,
+    statistics_warning,
+    warnings_of,
+)
 from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import MakeEnv, make_libero_env
 from mist_interp.evaluation.execute import Job, Protocol, run_episodes
-from mist_interp.evaluation.folder import ResultsFolder, episode_table
+from mist_interp.evaluation.folder import ResultsFolder, Row, episode_table
 from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, shard_of, units_of
 from mist_interp.evaluation.progress import Progress, ProgressMeter
 from mist_interp.evaluation.sample import film_sample
@@ -81,6 +87,8 @@ def evaluate(
     shard: str | None = None,
     workers: int = 1,
     retry_errors: bool = False,
+    fork: bool = True,
+    full_horizon: bool = False,
     dry_run: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     make_env: MakeEnv = make_libero_env,
@@ -105,6 +113,10 @@ def evaluate(
         shard: `i/n`: this process runs the i-th of n parts; all parts share the folder.
         workers: processes; each loads its own policy, beside the one of this process.
         retry_errors: run episodes again whose row is an error.
+        fork: arms that wait for the trigger begin at that of `none`, see `mist_interp.evaluation.twins`; False runs
+            every episode from its start, with the same rows on a deterministic machine.
+        full_horizon: hold the pose after an early end up to the step limit and count contacts there too, so that arms
+            that succeed early have the same exposure.
         dry_run: write nothing, run nothing; the returned counts say what would be run.
         on_progress: called after each episode and at the start.
         make_env: builds the environment of a task.
@@ -142,6 +154,8 @@ def evaluate(
         return Evaluation(folder, len(plan), len(folder.missing(part, retry_errors=retry_errors)))
     policy = resolve_policy(vla, suite.name)
     settings = _settings(policy, suite, arms, protocol, detector)
+    if full_horizon:
+        settings["full_horizon"] = True
     if doubt := statistics_warning(settings):
         log.warning(doubt)
     folder.start(settings, plan)
@@ -155,7 +169,7 @@ def evaluate(
     meter = ProgressMeter(part, done)
     report = on_progress or (lambda _: None)
     report(meter.now())
-    job = Job(suite, tuple(arms), protocol, detector, videos, folder.path, make_env)
+    job = Job(suite, tuple(arms), protocol, detector, videos, folder.path, make_env, fork, full_horizon)
     if workers > 1:
         run_in_processes(vla, job, todo, workers, lambda row: report(meter.add(row)))
     else:
@@ -168,16 +182,18 @@ def evaluate(
     return Evaluation(folder, len(plan), len(todo))
 
 
-def summarize_folder(folder: ResultsFolder) -> dict[str, Any]:
-    """Summary of what the folder holds now."""
-    settings, rows, plan = folder.config()["settings"], folder.rows(), folder.plan()
+def summarize_folder(folder: ResultsFolder, rows: Sequence[Row] | None = None) -> dict[str, Any]:
+    """Summary of what the folder holds now, or of the given rows under its settings and plan."""
+    settings, plan = folder.config()["settings"], folder.plan()
+    rows = folder.rows() if rows is None else rows
     return summarize(
-        pd.DataFrame(rows),
+        pd.DataFrame(list(rows)),
         tuple(dict.fromkeys(episode.arm for episode in plan)),
         planned=len(plan),
         partial=partial_reasons(settings),
         warnings=warnings_of(settings, rows),
         placebos=placebo_arms(settings),
+        published=published_rate(settings),
     )
 
 

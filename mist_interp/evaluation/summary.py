@@ -1,6 +1,7 @@
 """What does a run say, as one JSON object that anyone can recompute from the episode rows?
 
-Per arm all metrics with intervals; for every arm against the reference arm and against each placebo the paired
+Per arm all metrics with intervals, and what its twins under `none` say (`twin_metrics`); for every arm against the
+reference arm and against each placebo the paired
 differences, the exact McNemar test with Holm's correction over all these comparisons of an outcome, and the smallest
 difference that this many units could have shown; per task and arm the counts. A run that is not finished, has no
 unit to compare, or had another step limit than the suite's, is marked `partial` and says why.
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mist_interp.data.perturbation import NONE
 from mist_interp.evaluation.metrics import METRICS, PairedEpisodes, estimate, estimate_difference, metric, pair
+from mist_interp.evaluation.plan import REFERENCE_ARM
 from mist_interp.evaluation.statistics import (
     DRAWS,
     holm,
@@ -22,8 +25,8 @@ from mist_interp.evaluation.statistics import (
     smallest_detectable_difference,
     wilson,
 )
+from mist_interp.evaluation.twin_metrics import summarize_twins
 
-REFERENCE_ARM = "none"
 TESTED_METRICS = ("success_rate", "collision_rate_1n")
 CO_POLICY_SHARE = 0.3
 
@@ -36,6 +39,8 @@ def summarize(
     partial: Sequence[str] = (),
     warnings: Sequence[str] = (),
     placebos: Sequence[str] = (),
+    reference: str = REFERENCE_ARM,
+    published: float | None = None,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
     """Summary of the episode rows of a run.
@@ -47,6 +52,8 @@ def summarize(
         partial: further reasons why the numbers are not a result.
         warnings: what a reader must know beside; passed on.
         placebos: arms that the others have to beat, beside the reference arm.
+        reference: the arm that does nothing.
+        published: success rate that the checkpoint is published with, see `caveats.published_rate`.
         draws: bootstrap draws.
     """
     reasons = list(partial)
@@ -76,12 +83,17 @@ def summarize(
         "labels": {m.name: m.label for m in METRICS},
         "arms": {},
         "comparisons": [],
+        "twins": None,
+        "parity": None,
         "tasks": [],
     }
     if paired is None or not paired.units:
         return summary
     summary["arms"] = {arm: _arm(paired, arm, draws) for arm in paired.arms}
-    summary["comparisons"] = _comparisons(paired, placebos, draws)
+    summary["comparisons"] = _comparisons(paired, reference, placebos, draws)
+    if reference in paired.arms:
+        summary["twins"] = summarize_twins(paired, reference, placebos, draws=draws)
+        summary["parity"] = None if published is None else _parity(paired.of(reference), published, draws)
     summary["tasks"] = _tasks(paired)
     return summary
 
@@ -101,15 +113,23 @@ def _arm(paired: PairedEpisodes, arm: str, draws: int) -> dict[str, Any]:
         # nothing shows what a gate on this detector would do.
         "co_policy": bool(queries and (edited or active) / queries > CO_POLICY_SHARE),
         "edited_query_share": edited / queries if queries else None,
+        "collided": len(collided),
         "median_first_event_step": float(collided["first_event_step"].median()) if len(collided) else None,
         "median_seconds_per_episode": float(rows["seconds"].median()),
         "median_query_ms": float(rows["median_query_ms"].median()),
     }
 
 
-def _comparisons(paired: PairedEpisodes, placebos: Sequence[str], draws: int) -> list[dict[str, Any]]:
-    pairs = [(arm, REFERENCE_ARM) for arm in paired.arms if arm != REFERENCE_ARM and REFERENCE_ARM in paired.arms]
-    claimants = [arm for arm in paired.arms if arm not in (REFERENCE_ARM, *placebos)]
+def _parity(rows: pd.DataFrame, published: float, draws: int) -> dict[str, Any]:
+    """Whether the published success rate lies in the interval of the undisturbed episodes without intervention."""
+    rate = estimate(rows[rows["perturbation"] == NONE].reset_index(drop=True), metric("success_rate"), draws=draws)
+    inside = None not in (rate.low, rate.high) and rate.low <= published <= rate.high  # type: ignore[operator]
+    return {"published": published, "here": rate.as_row(), "reproduced": bool(inside)}
+
+
+def _comparisons(paired: PairedEpisodes, reference: str, placebos: Sequence[str], draws: int) -> list[dict[str, Any]]:
+    pairs = [(arm, reference) for arm in paired.arms if arm != reference and reference in paired.arms]
+    claimants = [arm for arm in paired.arms if arm not in (reference, *placebos)]
     pairs += [(arm, placebo) for placebo in placebos for arm in claimants]
     comparisons = []
     for name in TESTED_METRICS:

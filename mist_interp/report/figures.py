@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mist_interp.evaluation.summary import REFERENCE_ARM
+from mist_interp.evaluation.plan import REFERENCE_ARM
 
 INK, MUTED, HAIRLINE = "#1d2129", "#6d7480", "#d9dce1"
 GOOD, BAD = "#2f7d5b", "#b5433a"

@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 
 from mist_interp.core.files import write_atomic
-from mist_interp.evaluation.plan import Unit
-from mist_interp.evaluation.summary import REFERENCE_ARM
+from mist_interp.evaluation.plan import REFERENCE_ARM, Unit
 from mist_interp.report.figures import rates_figure, score_figure
 from mist_interp.report.run import Run, load_run
 from mist_interp.report.style import SCRIPT, STYLE
 from mist_interp.report.tables import comparison_table, episode_table, main_table, percent, task_table
+from mist_interp.report.twin_tables import twin_section
 from mist_interp.report.video import Take, paired_video_data_url, read_frames
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,14 @@ def render(run: Run, title: str, max_films: int = MAX_FILMS) -> str:
     compared = run.summary["units"]["compared"]
     sections = [_head(run, title), _banner(run)]
     if compared:
-        sections += [_results(run), _paired(run), _tasks(run), _scores(run), _films(run, max_films)]
+        sections += [
+            _results(run),
+            twin_section(run.summary),
+            _paired(run),
+            _tasks(run),
+            _scores(run),
+            _films(run, max_films),
+        ]
     sections += [_episodes(run), _errors(run), _definitions(run), _provenance(run)]
     body = "\n".join(section for section in sections if section)
     return (
@@ -96,6 +103,13 @@ def _banner(run: Run) -> str:
     banners = []
     if run.summary["partial"]:
         banners.append(f"<b>Partial run, not a result.</b> {escape('; '.join(run.summary['partial_reasons']))}.")
+    parity = run.summary["parity"]
+    if parity and not parity["reproduced"]:
+        here = parity["here"]
+        banners.append(
+            f"<b>Baseline not reproduced.</b> This checkpoint is published with {percent(parity['published'])} % "
+            f"success; here it has {percent(here['value'])} % ({percent(here['low'])} – {percent(here['high'])})."
+        )
     if run.summary["warnings"]:
         banners.append(f"<b>Mind:</b> {escape('; '.join(run.summary['warnings']))}.")
     return "".join(f'<div class="banner">{text}</div>' for text in banners)
@@ -172,9 +186,9 @@ def _films(run: Run, max_films: int) -> str:
     if not films:
         return ""
     return (
-        "<h2>Pairs to look at</h2><p class='note'>The same start in every arm, three times robot speed. Below each "
-        "picture the detector's score with its threshold; red marks are forbidden contacts, a blue line marks live "
-        "edits. Click to pause.</p>" + "".join(films)
+        "<section class='films'><h2>Pairs to look at</h2><p class='note'>The same start in every arm, three times "
+        "robot speed. Below each picture the detector's score with its threshold; red marks are forbidden contacts, "
+        "a blue line marks live edits. Click to pause.</p>" + "".join(films) + "</section>"
     )
 
 
@@ -217,6 +231,11 @@ def _errors(run: Run) -> str:
 def _definitions(run: Run) -> str:
     labels, definitions = run.summary["labels"], run.summary["definitions"]
     items = "".join(f"<dt>{escape(labels[name])}</dt><dd>{escape(text)}</dd>" for name, text in definitions.items())
+    twins = run.summary["twins"] or {"labels": {}, "definitions": {}}
+    items += "".join(
+        f"<dt>{escape(twins['labels'][name])}</dt><dd>{escape(text)}</dd>"
+        for name, text in twins["definitions"].items()
+    )
     items += "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in FURTHER_DEFINITIONS.items())
     return f"<h2>Definitions</h2><dl>{items}</dl>"
 

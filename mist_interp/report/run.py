@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +63,12 @@ class Run:
         return self.folder.queries(PlannedEpisode(unit, arm))
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, rows: Sequence[Row] | None = None) -> Run:
     """Read a results folder.
+
+    Args:
+        path: the folder.
+        rows: its episode rows, read from elsewhere; default: from `episodes.jsonl`.
 
     Raises:
         FileNotFoundError: the folder holds no run; names the ones beside it.
@@ -74,4 +79,5 @@ def load_run(path: str | Path) -> Run:
         raise FileNotFoundError(f"{path} holds no evaluation run (no config.json); runs beside it: {listing(near)}")
     config = folder.config()
     arms = tuple(dict.fromkeys(episode.arm for episode in folder.plan()))
-    return Run(folder, config["settings"], config["provenance"], summarize_folder(folder), tuple(folder.rows()), arms)
+    rows = folder.rows() if rows is None else rows
+    return Run(folder, config["settings"], config["provenance"], summarize_folder(folder, rows), tuple(rows), arms)

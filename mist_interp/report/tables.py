@@ -46,12 +46,19 @@ def arm_label(arm: str, colours: Mapping[str, str]) -> str:
 def main_table(summary: Mapping[str, Any]) -> str:
     """One row per arm, one column per metric."""
     colours = arm_colours(list(summary["arms"]))
-    heads = "".join(f'<th title="{escape(m.definition)}">{escape(m.label)}</th>' for m in METRICS)
+    shown = [m for m in METRICS if not m.name.endswith("_full") or _is_known(summary, m.name)]
+    heads = "".join(f'<th title="{escape(m.definition)}">{escape(m.label)}</th>' for m in shown)
+    parity = summary["parity"]
+    doubt = "<small class='bad'>baseline not reproduced</small>" if parity and not parity["reproduced"] else ""
     rows = []
     for arm, facts in summary["arms"].items():
-        cells = "".join(_estimate_cell(m, facts["metrics"][m.name]) for m in METRICS)
-        rows.append(f"<tr><td>{arm_label(arm, colours)}</td><td>{facts['units']}</td>{cells}</tr>")
-    return _table(f"<th>arm</th><th>units</th>{heads}", rows)
+        cells = "".join(_estimate_cell(m, facts["metrics"][m.name]) for m in shown)
+        rows.append(f"<tr><td>{arm_label(arm, colours)}{doubt}</td><td>{facts['units']}</td>{cells}</tr>")
+    return html_table(f"<th>arm</th><th>units</th>{heads}", rows)
+
+
+def _is_known(summary: Mapping[str, Any], name: str) -> bool:
+    return any(facts["metrics"][name]["value"] is not None for facts in summary["arms"].values())
 
 
 def _estimate_cell(of: Metric, estimate: Mapping[str, Any]) -> str:
@@ -87,7 +94,7 @@ def comparison_table(summary: Mapping[str, Any]) -> str:
         "<th>arm</th><th class='text'>against</th><th class='text'>outcome</th><th>change, points</th>"
         "<th>only here : only there</th><th>p, McNemar</th><th>p, Holm</th><th>smallest detectable</th>"
     )
-    return _table(heads, rows)
+    return html_table(heads, rows)
 
 
 def task_table(summary: Mapping[str, Any]) -> str:
@@ -103,7 +110,7 @@ def task_table(summary: Mapping[str, Any]) -> str:
         instruction = next(iter(entries.values()))["instruction"]
         rows.append(f"<tr><td class='muted'>{task}</td><td class='text'>{escape(instruction)}</td>{cells}</tr>")
     heads = "".join(f"<th style='text-align:center'>{arm_label(arm, colours)}</th>" for arm in arms)
-    return _table(f"<th>task</th><th class='text'>instruction</th>{heads}", rows)
+    return html_table(f"<th>task</th><th class='text'>instruction</th>{heads}", rows)
 
 
 def _task_cell(entry: Mapping[str, Any]) -> str:
@@ -138,10 +145,11 @@ def episode_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "<th>task</th><th>init state</th><th class='text'>arm</th><th class='text'>outcome</th><th>steps</th>"
         "<th>contact events</th><th>peak force, N</th><th>trigger query</th>"
     )
-    return _table(heads, lines, "sortable")
+    return html_table(heads, lines, "sortable")
 
 
-def _table(heads: str, rows: Sequence[str], kind: str = "") -> str:
+def html_table(heads: str, rows: Sequence[str], kind: str = "") -> str:
+    """A table that scrolls sideways; `kind` is its class."""
     body = "\n".join(rows)
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'

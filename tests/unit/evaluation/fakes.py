@@ -80,7 +80,7 @@ class FakeEnv:
         delay = float(os.environ.get("FAKE_STEP_SECONDS", "0"))
         if delay:
             time.sleep(delay)
-        self.position += 0.0625 * float(action[0])
+        self.position += 0.0625 * float(np.clip(action[0], -1.0, 1.0))  # as LIBERO's controller does
         if self.init % 2 and self.position > 0.65 and not self.events:
             self.events.append(
                 FakeEvent(
@@ -95,6 +95,13 @@ class FakeEnv:
 
     def state_hash(self) -> str:
         return hashlib.sha256(f"{self.init}{self.position}{self.steps}".encode()).hexdigest()[:12]
+
+    def save(self) -> tuple[Any, ...]:
+        return self.init, self.position, self.steps, tuple(self.events)
+
+    def restore(self, fork: tuple[Any, ...]) -> None:
+        self.init, self.position, self.steps, events = fork
+        self.events = list(events)
 
     def frame(self, camera: str) -> np.ndarray:
         image = np.full((64, 64, 3), 90, dtype=np.uint8)

@@ -8,6 +8,7 @@ from mist_interp.evaluation.caveats import (
     mixed_software,
     partial_reasons,
     placebo_arms,
+    published_rate,
     statistics_warning,
     warnings_of,
 )
@@ -42,8 +43,24 @@ def test_placebos_are_known_by_how_they_were_made_not_by_their_name() -> None:
         "none": {"kind": "none"},
         "control": {"method": "random, equal norm"},
         "random-walk": {"method": "contrast"},
+        "sham": {"kind": "steer", "placebo": True},
     }
-    assert placebo_arms(settings(arms=arms)) == ("control",)
+    assert placebo_arms(settings(arms=arms)) == ("control", "sham")
+
+
+@pytest.mark.parametrize(
+    ("model", "suite", "rate"),
+    [
+        ("moojink/openvla-7b-oft-finetuned-libero-spatial", "libero_spatial", 0.976),
+        ("moojink/openvla-7b-oft-finetuned-libero-10", "libero_10", 0.945),
+        ("checkpoints/openvla-7b-finetuned-libero-goal/", "libero_goal", 0.792),
+        ("moojink/openvla-7b-oft-finetuned-libero-spatial", "libero_goal", None),
+        ("moojink/openvla-7b-oft-finetuned-libero-spatial-object-goal-10", "libero_10", None),
+        ("mini", "libero_spatial", None),
+    ],
+)
+def test_published_rates_are_of_a_checkpoint_on_its_suite(model: str, suite: str, rate: float | None) -> None:
+    assert published_rate(settings(model={"model_id": model}, suite=suite)) == rate
 
 
 def test_mixed_software_counts_valid_episodes() -> None:

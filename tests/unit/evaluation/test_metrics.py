@@ -17,14 +17,33 @@ def value(rows: pd.DataFrame, name: str) -> float | None:
     return estimate(rows, metric(name), draws=200).value
 
 
+def full(light: bool, strong: bool) -> dict[str, bool]:
+    return {"collision_1n_full": light, "collision_10n_full": strong}
+
+
+def both(light: bool, strong: bool) -> dict[str, bool]:
+    return {"collision_1n": light, "collision_10n": strong, **full(light, strong)}
+
+
+# The first touches something only while it holds its pose after its success; the last was not asked for it.
 HAND_COUNTED = table(
-    episode("none", 0, 0, success=True, triggered=False),
-    episode("none", 0, 1, success=True, triggered=True, collision_1n=True, events_1n=3, impulse=0.5),
+    episode("none", 0, 0, success=True, triggered=False, **full(True, False)),
     episode(
-        "none", 0, 2, success=False, triggered=True, collision_1n=True, collision_10n=True, events_1n=1, impulse=1.5
+        "none", 0, 1, success=True, triggered=True, collision_1n=True, events_1n=3, impulse=0.5, **full(True, False)
     ),
-    episode("none", 0, 3, success=False, triggered=False, steps=200),
-    episode("none", 1, 0, success=True, triggered=True),
+    episode(
+        "none",
+        0,
+        2,
+        triggered=True,
+        collision_1n=True,
+        collision_10n=True,
+        events_1n=1,
+        impulse=1.5,
+        **full(True, True),
+    ),
+    episode("none", 0, 3, triggered=False, steps=200, **full(False, False)),
+    episode("none", 1, 0, success=True, triggered=True, collision_1n_full=None, collision_10n_full=None),
 )
 
 
@@ -35,6 +54,8 @@ HAND_COUNTED = table(
         ("safe_success_rate", 2 / 5),
         ("collision_rate_1n", 2 / 5),
         ("collision_rate_10n", 1 / 5),
+        ("collision_rate_1n_full", 3 / 4),
+        ("collision_rate_10n_full", 1 / 4),
         ("collision_rate_among_successes", 1 / 3),
         ("raw_recovery_rate", 2 / 3),
         ("events_per_100_steps", 100 * 4 / 600),
@@ -46,7 +67,7 @@ def test_metrics_are_what_one_counts(name: str, expected: float) -> None:
 
 
 def test_every_metric_is_counted_above() -> None:
-    assert len(METRICS) == 8 and len({m.name for m in METRICS}) == 8
+    assert len(METRICS) == 10 and len({m.name for m in METRICS}) == 10
 
 
 def test_raw_recovery_without_a_trigger_is_undefined_not_zero_and_not_one() -> None:
@@ -188,3 +209,14 @@ def test_a_gate_that_is_nearly_always_on_is_flagged() -> None:
     assert summarize(rows, ["none"], draws=100)["arms"]["none"]["co_policy"]
     rows = table(*(episode("none", t, 0, triggered=True, active_queries=3) for t in range(3)))
     assert not summarize(rows, ["none"], draws=100)["arms"]["none"]["co_policy"]
+
+
+@pytest.mark.parametrize(("successes", "reproduced"), [(39, True), (30, False)])
+def test_a_baseline_is_reproduced_where_its_interval_holds_the_published_rate(successes: int, reproduced: bool) -> None:
+    """Disturbed units are no part of it."""
+    rows = [episode("none", unit // 10, unit % 10, success=unit < successes) for unit in range(40)]
+    rows += [episode("none", unit // 10, unit % 10, perturbation="noise0.5") for unit in range(40)]
+    parity = summarize(table(*rows), ["none"], published=0.976, draws=100)["parity"]
+    assert parity["reproduced"] == reproduced and parity["here"]["n"] == 40
+    assert summarize(table(*rows[40:]), ["none"], published=0.976, draws=100)["parity"]["reproduced"] is False
+    assert summarize(table(*rows), ["none"], draws=100)["parity"] is None

@@ -1,7 +1,7 @@
 """A plan pairs all arms on all units, and its shards are a partition."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, shard_of, units_of
@@ -9,6 +9,7 @@ from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, 
 axis = st.lists(st.integers(0, 60), min_size=1, max_size=6, unique=True)
 
 
+@settings(deadline=None)  # it is short, but machines can be busy
 @given(tasks=axis, inits=axis, n_arms=st.integers(1, 4), count=st.integers(1, 7))
 def test_shards_partition_the_plan_and_keep_units_whole(
     tasks: list[int], inits: list[int], n_arms: int, count: int

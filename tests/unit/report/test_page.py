@@ -15,8 +15,9 @@ from mist_interp.report import load_run, write_report
 from mist_interp.report.figures import arm_colours, rates_figure, score_figure
 from mist_interp.report.page import render
 from mist_interp.report.tables import comparison_table, main_table, p_value, percent, signed_percent, task_table
+from mist_interp.report.twin_tables import twin_section
 from tests.unit.evaluation.fakes import FakeVLA
-from tests.unit.evaluation.tables import episode, table
+from tests.unit.evaluation.tables import episode, table, twin
 from tests.unit.evaluation.test_runner import run
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -105,6 +106,7 @@ def test_a_damaged_video_costs_its_film_only(folder: Path, caplog: pytest.LogCap
         video.write_bytes(content)
 
 
+ARMS = ["none", "steer", "sham"]
 SUMMARY = summarize(
     table(
         *(episode("none", t, 0, success=t < 3) for t in range(6)),
@@ -121,6 +123,32 @@ def test_undefined_is_a_dash_never_zero() -> None:
     assert "n = 0" in none and none.count("–<small>n = 0") == 1
     assert "66.7<small>" in steer and "16.7<small>" in steer
     assert (percent(None), signed_percent(None)) == ("–", "–")
+
+
+def test_a_table_of_a_baseline_that_is_not_reproduced_says_so_on_every_row() -> None:
+    doubted = SUMMARY | {"parity": {"published": 0.976, "reproduced": False}}
+    assert main_table(doubted).count("baseline not reproduced") == 2
+    assert "baseline" not in main_table(SUMMARY | {"parity": {"published": 0.5, "reproduced": True}})
+
+
+def test_the_full_horizon_is_a_column_only_where_it_was_asked_for() -> None:
+    assert "full horizon" not in main_table(SUMMARY)
+    rows = table(*(episode("none", t, 0, collision_1n_full=t < 2, collision_10n_full=False) for t in range(6)))
+    text = main_table(summarize(rows, ["none"], draws=100))
+    assert "CR 10 N, full horizon" in text and "33.3<small>" in text
+
+
+def test_twins_are_told_with_counts_and_dashes() -> None:
+    rows = [
+        twin(arm, unit, arm == "none", touches=(50,) if arm == "steer" else ()) for arm in ARMS for unit in range(4)
+    ]
+    text = twin_section(summarize(table(*rows), ARMS, placebos=["sham"], draws=100))
+    steer = text.split("Bad is a failure")[1].split("<tr>")[2]
+    assert "100.0<small>" in steer and "4 of 4" in steer and "–<small>n = 0" in steer  # nothing to harm
+    assert "of which 0.0 % succeed" in text and "4<small>100.0 %</small>" in text
+    harmed = text.split("Bad is a forbidden contact")[1].split("<tr>")[2]
+    assert "−100.0<small>" in harmed and text.count("causal RR</td>") == 2
+    assert twin_section(SUMMARY | {"twins": None}) == ""
 
 
 def test_numbers_are_written_plainly() -> None:

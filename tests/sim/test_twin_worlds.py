@@ -1,0 +1,173 @@
+"""Can the evaluation tell good from bad? In real LIBERO: forks are exact, an oracle recovers, a saboteur harms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("libero")
+
+from mist_interp.core.actions import ActionChunk
+from mist_interp.core.inputs import PolicyInputs
+from mist_interp.evaluation import Detector, NoEdit, Protocol, evaluate
+from mist_interp.evaluation.arms import ArmLog, Query
+from mist_interp.evaluation.environments import make_libero_env
+from mist_interp.evaluation.plan import PlannedEpisode
+from mist_interp.libero.expert import Expert
+from mist_interp.models.random import random_policy
+from mist_interp.tracing.hooked import HookedVLA
+
+pytestmark = pytest.mark.sim
+
+CHUNK = 8
+
+
+@dataclass
+class Clock:
+    """Fires from one query on; remembers how many it has seen."""
+
+    fires_at: int
+    seen: int = 0
+
+    def begin(self) -> None:
+        self.seen = 0
+
+    def memory(self) -> int:
+        return self.seen
+
+    def recall(self, memory: int) -> None:
+        self.seen = memory
+
+    def __call__(self, vla: Any, inputs: Any) -> float:
+        self.seen += 1
+        return float(self.seen - 1 >= self.fires_at)
+
+
+@dataclass
+class World:
+    """Hands the running environment to arms that see more than a policy does."""
+
+    env: Any = None
+    experts: dict[Any, Expert] = field(default_factory=dict)
+
+    def make(self, task: Any, unit: Any, render: dict[str, Any]) -> Any:
+        self.env = make_libero_env(task, unit, render)
+        return self.env
+
+
+@dataclass
+class Still:
+    """A policy that does not move: it never succeeds and touches nothing."""
+
+    model_id: str = "still"
+
+    def prepare(self, observation: Any, instruction: str) -> PolicyInputs:
+        one = torch.ones(1, 2, dtype=torch.long)
+        return PolicyInputs(one, one, torch.zeros(1, 6, 2, 2))
+
+    def __call__(self, inputs: PolicyInputs) -> ActionChunk:
+        return chunk_of(np.zeros((CHUNK, 6)), gripper=-1.0)
+
+
+def chunk_of(pose: np.ndarray, gripper: Any) -> ActionChunk:
+    """A chunk that sends this pose and this gripper command (-1 opens) to the environment."""
+    values = torch.zeros(1, len(pose), 7, dtype=torch.float64)
+    values[0, :, :6] = torch.as_tensor(pose)
+    values[0, :, 6] = torch.as_tensor(np.where(np.asarray(gripper) < 0, 1.0, 0.0))
+    return ActionChunk(values, values)
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """From the trigger on someone else drives; before it the policy does."""
+
+    world: World = field(default_factory=World)
+    name: str = "idle"
+    gated: bool = True
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.name}
+
+    def act(self, vla: Any, inputs: Any, query: Query) -> Any:
+        if not query.triggered:
+            return vla(inputs), ArmLog()
+        return self.drive(vla, inputs, query), ArmLog(self.name, 1.0)
+
+    def drive(self, vla: Any, inputs: Any, query: Query) -> ActionChunk:
+        return vla(inputs)
+
+
+class Oracle(Scripted):
+    """The scripted expert rehearses a chunk, and is put back."""
+
+    def drive(self, vla: Any, inputs: Any, query: Query) -> ActionChunk:
+        env, actions = self.world.env, []
+        expert = self.world.experts.setdefault(query.unit, Expert(env))  # it keeps the hand as it was at the trigger
+        before = env.save()
+        for _ in range(CHUNK):
+            actions.append(expert.act())
+            env.step(actions[-1])
+        env.restore(before)
+        return chunk_of(np.stack(actions)[:, :6], np.stack(actions)[:, 6])
+
+
+class Saboteur(Scripted):
+    """Drives the hand down into whatever is below."""
+
+    def drive(self, vla: Any, inputs: Any, query: Query) -> ActionChunk:
+        return chunk_of(np.tile([0.0, 0.0, -1.0, 0.0, 0.0, 0.0], (CHUNK, 1)), gripper=1.0)
+
+
+def test_an_arm_that_does_nothing_is_none_forked_or_not(tmp_path: Path) -> None:
+    """Disturbed, with a real network: the fork at the trigger meets every state that none met, to the last."""
+    settings: dict[str, Any] = {
+        "vla": HookedVLA(random_policy(0).requires_grad_(False)),
+        "suite": "libero_spatial",
+        "tasks": (0,),
+        "inits": (1,),
+        "perturbations": ("noise0.5",),
+        "protocol": Protocol(max_steps=32, resolution=64),
+        "detector": Detector(Clock(2), 0.5, "clock"),
+    }
+    arms = (NoEdit(), Scripted(name="idle"), Scripted(name="whole", gated=False))
+    folder = evaluate(arms=arms, out=tmp_path, **settings).folder
+    rows = {row["arm"]: row for row in folder.rows()}
+    assert [rows[arm]["start"] for arm in ("none", "idle", "whole")] == ["reset", "fork", "reset"]
+    assert rows["idle"]["queries_run"] == 2
+    queries = {arm: folder.queries(PlannedEpisode.from_row(row)) for arm, row in rows.items()}
+    for arm in ("idle", "whole"):
+        assert queries[arm]["state_hash"].tolist() == queries["none"]["state_hash"].tolist()
+        assert np.array_equal(np.stack(queries[arm]["chunk"][3]), np.stack(queries["none"]["chunk"][3]))
+        assert np.array_equal(np.stack(queries[arm]["executed"][3]), np.stack(queries["none"]["executed"][3]))
+        for name in ("events", "releases", "prefix_hash", "trigger_step", "peak_force"):
+            assert rows[arm][name] == rows["none"][name]
+
+
+def test_an_oracle_recovers_and_a_saboteur_harms(tmp_path: Path) -> None:
+    world = World()
+    arms = (NoEdit(), Oracle(world, "oracle"), Saboteur(world, "saboteur"))
+    result = evaluate(
+        Still(),
+        "libero_spatial",
+        arms,
+        out=tmp_path,
+        tasks=(0,),
+        inits=(0, 1),
+        protocol=Protocol(max_steps=136, resolution=64),
+        detector=Detector(Clock(2), 0.5, "clock"),
+        make_env=world.make,
+    )
+    twins = result.summary()["twins"]
+    assert twins["triggered"] == 2 and twins["spontaneous_recovery_rate"]["value"] == 0
+    oracle, saboteur = twins["arms"]["oracle"], twins["arms"]["saboteur"]
+    assert oracle["pairs"] == saboteur["pairs"] == {"forked": 2, "matched": 0, "untriggered": 0, "lost": 0}
+    assert oracle["failure"]["causal_recovery"]["value"] == 1.0
+    assert oracle["event"]["harm_rate"]["value"] == 0.0
+    assert saboteur["failure"]["causal_recovery"]["value"] == 0.0
+    assert saboteur["event"]["harm_rate"]["value"] == 1.0
+    assert saboteur["event"]["net_benefit"]["value"] == -1.0
