@@ -1,0 +1,139 @@
+"""What does it cost a query to be watched by a gate, and to be corrected inside the network?
+
+Every way answers the same query of `mini` in one run, in turns, timed by the CPU time of the calling thread with one
+torch thread; a ratio is the median over the turns of two times of the same turn. The gate reads a probe of random
+weights, which costs what a fitted one costs. The last figure is the cost of an episode in which the gate is open at a
+share of the queries, as a gate that is no co-policy is.
+
+Aim: gate and `mist` edit together at most 1.5 x a plain query.
+Measured on one core of a busy two-core x86-64 machine: the gate alone 1.08 x a plain query; with `mist` behind the last
+block 1.39 x, one block earlier 2.0 x (seven backward passes through a block), on four of the eight chunk steps 1.8 x;
+two blocks earlier 3.6 x. Where the gate is open at 30 % of the queries an episode costs 1.18, 1.36, 1.29 and 1.82 x.
+
+    python benchmarks/steering.py [--repeats 20] [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mist_interp import HookedVLA
+from mist_interp.core.files import write_atomic
+from mist_interp.core.inputs import PolicyInputs
+from mist_interp.core.provenance import provenance
+from mist_interp.data.capture import pooled
+from mist_interp.data.records import Unit
+from mist_interp.evaluation.arms import Mist, Query, SafeStop
+from mist_interp.evaluation.gate import Gate
+from mist_interp.tracing.checks import noise_inputs
+
+OPEN = 0.3  # share of the queries above which a gate is called a co-policy
+
+
+@dataclass(frozen=True)
+class LinearRisk:
+    """Seven linear read-outs of one layer, of random weights."""
+
+    weights: np.ndarray
+    outputs: tuple[str, ...]
+    site: Any = ("resid_post", 2)
+
+    @property
+    def sites(self) -> tuple[Any, ...]:
+        """See `RiskSource`."""
+        return (self.site,)
+
+    def start(self) -> None:
+        """See `RiskSource`."""
+
+    def step(self, cache: Any, state: None) -> tuple[np.ndarray, None]:
+        """See `RiskSource`."""
+        row = pooled(cache, self.site, "action_read", "mean").detach().float().cpu().numpy()[0]
+        return 1 / (1 + np.exp(-(self.weights @ row))), None
+
+    def config(self) -> dict[str, Any]:
+        """See `RiskSource`."""
+        return {"read_by": "random weights"}
+
+    def check_units(self, units: Any) -> None:
+        """See `RiskSource`."""
+
+
+def ways(vla: HookedVLA, inputs: PolicyInputs) -> dict[str, Callable[[], Any]]:
+    """What is compared, by the name that the table shows."""
+    draw = np.random.default_rng(0)
+    risk = LinearRisk(draw.normal(0, 0.01, (7, vla.cfg.d_model)), vla.cfg.action_names)
+    shut, open_ = Gate(risk, 2.0), Gate(risk, -1.0)
+    unit = Unit("libero_spatial", 0, 0)
+
+    def answered(gate: Gate, arm: Any) -> Callable[[], Any]:
+        memory: dict[str, Any] = {}
+
+        def run() -> Any:
+            seen = gate.see(vla, inputs, getattr(arm, "sites", ()))
+            asked = Query(unit, 0, 0, {}, "", *seen[:2], seen.fired, seen.clean, seen.risk, ("dz",), seen.cache, memory)
+            return arm.act(vla, inputs, asked)
+
+        return run
+
+    last, middle, early = (Mist(("resid_post", layer)) for layer in (-1, -2, -3))
+    return {
+        "plain network": lambda: vla.policy(inputs),
+        "gate, shut": answered(shut, middle),
+        "gate, safe-stop": answered(open_, SafeStop()),
+        "gate, mist behind the last block": answered(open_, last),
+        "gate, mist one block earlier": answered(open_, middle),
+        "gate, mist one block earlier, first 4 steps": answered(open_, Mist(("resid_post", -2), steps=(0, 1, 2, 3))),
+        "gate, mist two blocks earlier": answered(open_, early),
+    }
+
+
+def measure(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each call, turn by turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(repeats + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            start = time.thread_time()
+            calls[name]()
+            if turn:
+                times[name].append(1000 * (time.thread_time() - start))
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--out", help="also write the figures as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    vla = HookedVLA.from_pretrained("mini")
+    with torch.no_grad():
+        times = measure(ways(vla, noise_inputs(vla)[0]), options.repeats)
+    plain, shut = times["plain network"], times["gate, shut"]
+    rows = {}
+    for way, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(values, plain, strict=True))
+        episode = statistics.median(
+            (OPEN * a + (1 - OPEN) * c) / b for a, b, c in zip(values, plain, shut, strict=True)
+        )
+        rows[way] = {"ms": statistics.median(values), "over_plain": ratio, "over_plain_if_open_at_0.3": episode}
+        print(
+            f"{way:48s} {rows[way]['ms']:7.1f} ms  x {ratio:.2f}   open at {OPEN:.0%} of the queries: x {episode:.2f}"
+        )
+    if options.out:
+        content = {"what": "median CPU milliseconds per query, one thread", "provenance": provenance(), "ways": rows}
+        write_atomic(options.out, json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
