@@ -106,6 +106,7 @@ class Command(PolicyOptions):
     def run(self) -> int:
         """Run and print; 1 when there are error rows."""
         policy = self.policy()  # before the imports that take seconds
+        from mist_interp.cli.compare import twin_lines
         from mist_interp.cli.progress import ProgressDisplay, print_summary
         from mist_interp.evaluation import Detector, Protocol, evaluate
         from mist_interp.evaluation.arm_texts import parse_arms
@@ -147,6 +148,8 @@ class Command(PolicyOptions):
             return 0
         summary = result.summary()
         print_summary(summary)
+        if summary["twins"] and summary["twins"]["arms"]:
+            print("\n".join(twin_lines(summary)))
         if self.report:
             from mist_interp.report.page import write_report
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import mist_interp.evaluation.folder as folder_module
 from mist_interp.core.files import read_json_lines
@@ -87,6 +88,27 @@ def test_forked_episodes_equal_those_run_from_the_start(tmp_path: Path) -> None:
     pairs = [result.summary()["twins"]["arms"]["idle"]["pairs"] for result in (forked, whole)]
     assert pairs[0] == {"forked": 2, "matched": 0, "untriggered": 1, "lost": 0}
     assert pairs[1] == {"forked": 0, "matched": 2, "untriggered": 1, "lost": 0}
+
+
+class Noisy(FakeVLA):
+    """Draws what it answers, as a diffusion head does."""
+
+    def __call__(self, inputs: Any) -> Any:
+        chunk = super().__call__(inputs)
+        return replace(chunk, values=chunk.values - 0.2 * torch.rand(chunk.values.shape, dtype=torch.float64))
+
+
+def test_a_policy_that_draws_its_answers_draws_the_same_in_a_fork(tmp_path: Path) -> None:
+    """Seeded query by query: neither what lies before nor who else has drawn matters, the seed of the policy does."""
+    settings: dict[str, Any] = {"policy_seeds": (0, 1), "perturbations": ("none",)}
+    forked = run(tmp_path / "fork", Noisy(), **settings)
+    whole = run(tmp_path / "whole", Noisy(), fork=False, **settings)
+    for mine, other in zip(forked.folder.rows(), whole.folder.rows(), strict=True):
+        assert states(forked.folder, mine) == states(whole.folder, other)
+    assert "fork" in {row["start"] for row in forked.folder.rows()}
+    rows = [row for row in forked.folder.rows() if row["arm"] == "none" and row["init_state"] == 1]
+    first, second = (states(forked.folder, row)[-1] for row in rows)
+    assert first[0] != second[0] and first[0] != first[4]  # two seeds, two queries
 
 
 def test_only_what_follows_the_trigger_is_run(tmp_path: Path) -> None:
