@@ -38,20 +38,28 @@ class Blindfolded:
         return getattr(self._env, name)
 
 
-def replay_until(env: Environment, episode: EpisodeRecord, step: int) -> None:
+def replay_until(env: Environment, episode: EpisodeRecord, step: int, start: int | None = None) -> None:
     """Bring an environment of the episode's task to the moment before control step `step` (from 0).
+
+    Args:
+        env: the environment.
+        episode: what was recorded.
+        step: where to stop.
+        start: the control step before which the environment already is; None begins with a reset.
 
     Raises:
         ValueError: the episode is shorter, or the replay leaves the recorded states; names the query.
     """
-    if not 0 <= step <= episode.steps:
-        raise ValueError(f"{episode.key} has control steps 0 to {episode.steps}, asked for {step}")
-    env.reset(episode.unit.init_state)
+    if not (start or 0) <= step <= episode.steps:
+        raise ValueError(f"{episode.key} has control steps {start or 0} to {episode.steps}, asked for {step}")
+    if start is None:
+        env.reset(episode.unit.init_state)
     for query in episode.queries:
         if query.step > step:
             return
-        _check(env, episode, query.index)
-        for action in query.executed[: step - query.step]:
+        if query.step >= (start or 0):
+            _check(env, episode, query.index)
+        for action in query.executed[max(0, (start or 0) - query.step) : step - query.step]:
             env.step(action)
 
 

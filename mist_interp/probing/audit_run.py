@@ -42,14 +42,17 @@ def audit_episode(
         ValueError: the replay leaves the recorded states.
     """
     course = Course.of(episode)
+    fork, at = None, None
     for query in episode.queries:
         end = query.step + len(query.chunk) + risk.horizon
         verdict = risk.judge(course, query.step, end, episode.steps)
         todo = [b for b in verdict.blames if b.contacts and (episode.key, query.step, b.step) not in skip]
         if not todo:
             continue
-        replay_until(env, episode, query.step)
-        fork = env.save()
+        if fork is not None:
+            env.restore(fork)
+        replay_until(env, episode, query.step, at)
+        fork, at = env.save(), query.step
         actions = course.actions[query.step : end]
         for blame in todo:
             yield _audit(env, fork, actions, episode.key, query.index, query.step, blame, risk, subsets)
