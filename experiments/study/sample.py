@@ -1,6 +1,6 @@
 """The sample of the study that the package ships: few episodes of `mini`, the residual stream at the action tokens.
 
-Two start states of every task under every disturbance, packed; small enough to live in the repository, and enough for
+A start state of every task under every disturbance, packed; small enough to live in the repository, and enough for
 tests and for a first look without running a simulator. No rate may be read off so few.
 
     python experiments/study/sample.py --rollouts runs/study/mini --out experiments/sample
@@ -29,7 +29,7 @@ class Settings:
     out: Path = Path("experiments/sample")
     """Folder of the sample; what is there is replaced."""
 
-    inits: tuple[int, ...] = (0, 1)
+    inits: tuple[int, ...] = (0,)
     """Start states of every task."""
 
 
