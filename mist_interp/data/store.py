@@ -314,7 +314,10 @@ class RolloutStore:
         group = self.group(tokens, pool)
         column = group.one(site).name
         table = self._read(f"activations/{group.name}", ["episode", "query", column])
-        return column_matrix(table[column]), table.select(["episode", "query"]).to_pandas()
+        found = column_matrix(table[column]), table.select(["episode", "query"]).to_pandas()
+        del table
+        pa.default_memory_pool().release_unused()  # it would keep half of the matrix, for every later reading
+        return found
 
     def group(self, tokens: str, pool: str = "mean") -> TokenGroup:
         """The token group with this selector and pooling.

@@ -174,6 +174,7 @@ def _shared(
     asked = questions(judged, fold_of)
     weights = tuple(weights_of(question, min_episodes, draws, 0) for question in asked)
     controls = tuple(_readings(predictions, asked, weights))
+    data, judged = (replace(one, features={}) for one in (data, judged))  # the controls' are not needed any more
     return _Shared(data, judged, plan, fold_of, asked, weights, controls)
 
 
@@ -194,8 +195,7 @@ def _at(
         judged = _with_activations(shared.judged, test, place, fits)
         return judged.predict(readouts, np.ones(len(judged.labels), dtype=bool)), np.zeros((0, 0))
     predictions = out_of_fold(data, probe.estimator_, shared.plan, probe.seed)
-    inside = _inner_auc(replace(data, features={PROBE: data.features[PROBE]}), probe, shared.plan) if nested else None
-    return predictions, np.zeros((0, 0)) if inside is None else inside
+    return predictions, inner_auc(data, probe, shared.plan) if nested else np.zeros((0, 0))
 
 
 def _with_activations(data: ProbeData, store: RolloutStore, place: Place, fits: Sequence[str]) -> ProbeData:
@@ -205,8 +205,9 @@ def _with_activations(data: ProbeData, store: RolloutStore, place: Place, fits: 
     return replace(data, features=dict.fromkeys(fits, x), site=place.site)
 
 
-def _inner_auc(data: ProbeData, probe: Probe, plan: Plan) -> Float[np.ndarray, "folds outputs"]:
+def inner_auc(data: ProbeData, probe: Probe, plan: Plan) -> Float[np.ndarray, "folds outputs"]:
     """AUC in the training episodes of each fold, of probes that saw neither the fold nor what they are judged on."""
+    data = replace(data, features={PROBE: data.features[PROBE]})
     folds, labels = len(plan.numbers), data.labels
     pairs = [(a, b) for a in range(folds) for b in range(a)]
     masks = [plan.train[a] & plan.train[b] for a, b in pairs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from synthetic_rollouts import GROUP, NOISE_SITE, SITE, MakeStore, make_episode, outcome_store
@@ -19,10 +21,14 @@ from test_several_outputs import PerDimension
 from mist_interp.data.records import EpisodeRecord
 from mist_interp.data.store import check_rates
 from mist_interp.probing import Failure, Fold, LayerSweep, Probe, cross_validate, fit_layers
+from mist_interp.probing.evaluation import plan_folds
+from mist_interp.probing.folds import make_folds
 from mist_interp.probing.leaks import grouped
 from mist_interp.probing.logistic import Task, fit_logistic, moments
 from mist_interp.probing.readout import fit_readout
+from mist_interp.probing.report import PROBE
 from mist_interp.probing.scores import Judged, auc_of_draws
+from mist_interp.probing.sweep import inner_auc
 
 DRAWS = 200
 
@@ -39,6 +45,22 @@ def test_the_planted_signal_is_found_at_its_layer_and_output_and_nowhere_else(ma
     assert sweep.nested is not None and set(sweep.chosen["dz"]) == {f"{SITE} @ action_read"}
     # dz is read off layer 3 in every fold, so the honest number is that of layer 3.
     assert sweep.nested.score("dz").auc == pytest.approx(found.loc[3, "dz"])
+
+
+def test_the_layer_for_a_fold_is_chosen_without_that_fold(make_store: MakeStore) -> None:
+    """Other activations and labels in a fold change what is chosen for the others, and not what is chosen for it."""
+    store = outcome_store(make_store, tasks=4, inits=6, signal=1.0)
+    probe = Probe(SITE, estimator=KNeighborsClassifier(1))
+    data = probe.read(store)
+    plan = plan_folds(data, make_folds(store))
+    honest = inner_auc(data, probe, plan)
+    noise = replace(data, features={PROBE: np.random.default_rng(0).normal(size=data.features[PROBE].shape)})
+    assert np.abs(inner_auc(noise, probe, plan) - 0.5).max() < 0.2, "what was seen would be known by heart"
+    for fold, mine in enumerate(plan.test):
+        labels = replace(data.labels, values=np.where(mine[:, None], 1 - data.labels.values, data.labels.values))
+        x = np.where(mine[:, None], 7.0, data.features[PROBE])
+        other = inner_auc(replace(data, labels=labels, features={PROBE: x}), probe, plan)
+        assert other[fold] == honest[fold] and (np.delete(other, fold) != np.delete(honest, fold)).all()
 
 
 def test_a_sweep_says_of_a_layer_what_cross_validation_says(make_store: MakeStore, tmp_path: Path) -> None:
