@@ -395,7 +395,6 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 def _write(path: Path, table: pa.Table) -> None:
     buffer = io.BytesIO()
-    # Activations are near-incompressible; dictionary encoding would build and drop a dictionary of every distinct
-    # float.
+    # Activations hardly compress; dictionary encoding would build, and drop, a dictionary of every distinct float.
     pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
     write_atomic(path, buffer.getvalue())
