@@ -137,7 +137,7 @@ def _make(kind: str, how: Kind, given: Mapping[str, Any], text: Any) -> Arm:
             raise ValueError(f"arm {text!r}: {key}={value!r} does not work: {error}") from error
     for key, example in how.needs.items():
         if key not in values:
-            raise ValueError(f"arm {text!r} needs {example}, as in {kind}:{example}")
+            raise ValueError(f"arm {text!r} needs {key}, as in {kind}:{example}")
     return how.make(**values)
 
 

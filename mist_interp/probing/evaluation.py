@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.data.store import BALANCED, RolloutStore
+from mist_interp.probing.controls import CONTROLS, SHUFFLED, SHUFFLED_FITS
 from mist_interp.probing.dataset import ProbeData
 from mist_interp.probing.folds import Fold, make_folds
 from mist_interp.probing.questions import questions
@@ -33,6 +35,7 @@ def cross_validate(
     by: str | Sequence[Fold] = "task",
     *,
     count: int = 5,
+    controls: Sequence[str] = CONTROLS,
     min_episodes: int = MIN_EPISODES,
     draws: int = DRAWS,
 ) -> ProbeReport:
@@ -45,18 +48,33 @@ def cross_validate(
         store: the episodes.
         by: how to split, see `make_folds`; or folds of one's own.
         count: number of folds for `init_state`.
+        controls: which are fitted beside it; a margin is over the best of these.
         min_episodes: fewer positive or negative episodes than this give no AUC; below 20 the report is flagged.
         draws: resamplings for the intervals.
 
     Raises:
+        UnknownName: there is no such control.
         ValueError: the store cannot be split, or the target has no label.
     """
-    data = probe.read(store)
+    data = with_controls(probe.read(store), controls)
     plan = plan_folds(data, make_folds(store, by, count))
     predictions = out_of_fold(data, probe.estimator_, plan, probe.seed)
     return _report(
         probe, data, predictions, plan.fold_of, split_name(by), store, min_episodes=min_episodes, draws=draws
     )
+
+
+def with_controls(data: ProbeData, controls: Sequence[str]) -> ProbeData:
+    """The data of the probe and of some of its controls.
+
+    Raises:
+        UnknownName: there is no such control.
+    """
+    for control in controls:
+        if control not in CONTROLS:
+            raise UnknownName("control", control, CONTROLS)
+    kept = {PROBE, *controls, *(SHUFFLED_FITS if SHUFFLED in controls else ())}
+    return replace(data, features={fit: x for fit, x in data.features.items() if fit in kept})
 
 
 @dataclass(frozen=True)

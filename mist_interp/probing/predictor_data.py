@@ -108,8 +108,9 @@ class PredictorData(ProbeData):
         folds: Sequence[Bool[np.ndarray, " queries"]],
         seeds: Sequence[int | tuple[int, ...]],
     ) -> list[dict[str, Any]]:
-        """Per mask of training rows what `fit` gives."""
-        return [self.fit(estimator, rows, seed) for rows, seed in zip(folds, seeds, strict=True)]
+        """Per mask of training rows what `fit` gives, of the fits that have features."""
+        fits = [fit for fit in FITS if fit in self.features]
+        return [self.fit(estimator, rows, seed, fits) for rows, seed in zip(folds, seeds, strict=True)]
 
     def predict(self, readouts: Mapping[str, Any], rows: Bool[np.ndarray, " queries"]) -> dict[str, Predictions]:
         """Scores of every fit on the rows where the mask is true; what came before in their episodes is seen."""

@@ -139,12 +139,12 @@ def test_arms_by_text(direction: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("steer", "needs direction=FOLDER"),
+        ("steer", "needs direction, as in steer:direction="),
         ("steer:direction", "write direction=value"),
         ("steer:direction=/nowhere", "direction.json is missing"),
         ("steer:direction=D,coef=much", "coef='much' does not work"),
         ("steer:direction=D,coef=nan", "not a finite number"),
-        ("steer:direction=D,when=never", "possible: always"),
+        ("steer:direction=D,when=never", "possible: 'always'"),
         ("steer:direction=D,strength=2", "unknown key of arm 'steer' 'strength'"),
         ("none:coef=1", "unknown key of arm 'none'"),
     ],

@@ -12,6 +12,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import LinearSVC
 from synthetic_rollouts import NOISE_SITE, SITE, MakeStore, contact, make_episode, outcome_store
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Site
 from mist_interp.probing import Probe, cross_validate
 from mist_interp.probing.controls import CONTROLS, SHUFFLED
@@ -41,10 +42,23 @@ def test_the_controls_are_always_in_the_table(make_store: MakeStore) -> None:
     json.dumps(report.to_dict())
 
 
+def test_some_controls_can_be_left_out_and_unknown_ones_are_refused(make_store: MakeStore) -> None:
+    store = outcome_store(make_store, signal=2.0)
+    report = cross_validate(Probe(SITE), store, controls=("proprio only",), draws=DRAWS).only()
+    assert {score.reader for score in report.scores} == {"probe", "proprio only"}
+    # Solved together with fewer others, a fit ends elsewhere within its tolerance.
+    beside_all = cross_validate(Probe(SITE), store, draws=DRAWS).score()
+    assert report.score().auc == pytest.approx(beside_all.auc, abs=1e-3)
+    assert {margin.best_control for margin in report.margins} == {"proprio only"}
+    with pytest.raises(UnknownName, match="did you mean 'proprio only'"):
+        cross_validate(Probe(SITE), store, controls=("proprio",))
+
+
 def test_shuffled_labels_hold_one_half_in_their_interval(make_store: MakeStore) -> None:
     """Also beside a strong signal, and without crying wolf: the interval holds the luck of the shuffling too."""
     for seed in range(4):
-        report = cross_validate(Probe(SITE, seed=seed), outcome_store(make_store, seed=seed, signal=3.0), draws=200)
+        store = outcome_store(make_store, tasks=4, inits=14, seed=seed, signal=3.0)
+        report = cross_validate(Probe(SITE, seed=seed), store, draws=200, min_episodes=15)
         shuffled = report.score(reader=SHUFFLED)
         assert shuffled.low is not None and shuffled.high is not None and shuffled.low < 0.5 < shuffled.high
         assert not any("leaks" in flag for flag in report.flags)
@@ -131,7 +145,7 @@ def test_standardisation_sees_the_training_rows_only(make_store: MakeStore) -> N
 
 def test_one_label_only_is_an_error(make_store: MakeStore) -> None:
     with pytest.raises(ValueError, match="only the label 0"):
-        Probe(SITE).fit(outcome_store(make_store, failure_rate=0.0))
+        Probe(SITE).fit(outcome_store(make_store, tasks=2, inits=4, failure_rate=0.0))
 
 
 def test_an_unfitted_probe_says_so(make_store: MakeStore) -> None:
@@ -141,7 +155,7 @@ def test_an_unfitted_probe_says_so(make_store: MakeStore) -> None:
 
 
 def test_rows_of_another_width_are_an_error(make_store: MakeStore) -> None:
-    probe = Probe(SITE).fit(outcome_store(make_store, signal=2.0))
+    probe = Probe(SITE).fit(outcome_store(make_store, tasks=3, inits=8, signal=2.0))
     with pytest.raises(ValueError, match="width 16"):
         probe.decision_function(np.zeros((3, 8)))
 
@@ -149,7 +163,7 @@ def test_rows_of_another_width_are_an_error(make_store: MakeStore) -> None:
 def test_fitting_changes_neither_the_estimator_nor_its_settings(make_store: MakeStore) -> None:
     estimator = LogisticRegression(C=0.5)
     probe = Probe(SITE, estimator=estimator)
-    cross_validate(probe, outcome_store(make_store, signal=2.0), draws=10)
+    cross_validate(probe, outcome_store(make_store, tasks=3, inits=8, signal=2.0), draws=10)
     assert not hasattr(probe, "readouts_") and not hasattr(estimator, "coef_")
 
 
@@ -178,7 +192,7 @@ def test_the_direction_points_to_the_planted_signal_in_its_unit(make_store: Make
 
 
 def test_moving_along_the_direction_raises_the_score(make_store: MakeStore) -> None:
-    probe = Probe(SITE).fit(outcome_store(make_store, signal=2.0))
+    probe = Probe(SITE).fit(outcome_store(make_store, tasks=3, inits=8, signal=2.0))
     x = np.zeros((1, 16), dtype=np.float32)
     moved = x + 2 * probe.direction().vector.numpy()
     assert probe.decision_function(moved) > probe.decision_function(x)
@@ -207,7 +221,7 @@ def test_a_probe_survives_being_saved_with_its_controls(
 
 
 def test_what_cannot_be_stored_safely_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
-    probe = Probe(SITE, estimator=GaussianNB()).fit(outcome_store(make_store, signal=2.0))
+    probe = Probe(SITE, estimator=GaussianNB()).fit(outcome_store(make_store, tasks=3, inits=8, signal=2.0))
     with pytest.raises(KeyError, match="LogisticRegression"):
         probe.save(tmp_path / "p")
     assert not (tmp_path / "p").exists()
