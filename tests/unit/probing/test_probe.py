@@ -12,6 +12,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import LinearSVC
 from synthetic_rollouts import NOISE_SITE, SITE, MakeStore, contact, make_episode, outcome_store
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Site
 from mist_interp.probing import Probe, cross_validate
 from mist_interp.probing.controls import CONTROLS, SHUFFLED
@@ -39,6 +40,18 @@ def test_the_controls_are_always_in_the_table(make_store: MakeStore) -> None:
     frame = report.to_frame()
     assert list(frame["reader"]) == 2 * ["probe", *CONTROLS] and frame["margin"].notna().sum() == 2
     json.dumps(report.to_dict())
+
+
+def test_some_controls_can_be_left_out_and_unknown_ones_are_refused(make_store: MakeStore) -> None:
+    store = outcome_store(make_store, signal=2.0)
+    report = cross_validate(Probe(SITE), store, controls=("proprio only",), draws=DRAWS).only()
+    assert {score.reader for score in report.scores} == {"probe", "proprio only"}
+    # Solved together with fewer others, a fit ends elsewhere within its tolerance.
+    beside_all = cross_validate(Probe(SITE), store, draws=DRAWS).score()
+    assert report.score().auc == pytest.approx(beside_all.auc, abs=1e-3)
+    assert {margin.best_control for margin in report.margins} == {"proprio only"}
+    with pytest.raises(UnknownName, match="did you mean 'proprio only'"):
+        cross_validate(Probe(SITE), store, controls=("proprio",))
 
 
 def test_shuffled_labels_hold_one_half_in_their_interval(make_store: MakeStore) -> None:
