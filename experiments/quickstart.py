@@ -124,7 +124,7 @@ def main(settings: Settings) -> None:
         4,
         "Risk has a dimension",
         "which of the seven action dimensions is about to close the gap to an obstacle? Labels from contacts alone, on "
-        "the 40 episodes of experiments/sample, in most of which the robot was disturbed; a probe of dz at every layer.",
+        "the 40 episodes of experiments/sample, most of them disturbed; and a probe of dz at every layer.",
     )
     sweep = per_dimension()
     sweep.save(settings.out / "sweep")
