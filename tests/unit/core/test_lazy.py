@@ -41,7 +41,9 @@ def test_all_packages_that_export_lazily_are_seen() -> None:
 def test_an_export_is_defined_where_it_is_said_and_no_module_takes_its_place(path: Path) -> None:
     package = import_module(package_of(path))
     for name, home in package._HOMES.items():
-        assert name in defined(path.parent / f"{home.replace('.', '/')}.py"), (name, home)
+        place = path.parent / home.replace(".", "/")
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        assert name in defined(file), (name, home)
         assert not (path.parent / f"{name}.py").exists() and not (path.parent / name / "__init__.py").exists(), name
     assert set(package.__all__) == set(package._HOMES) <= set(dir(package))
 
