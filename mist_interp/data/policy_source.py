@@ -39,7 +39,8 @@ class PolicySource:
         """Refuse at once, without a download, what cannot be the name of a policy.
 
         Raises:
-            UnknownName: it is neither a shipped policy ("mini", "mini-base") nor a folder, and no repository can be called so.
+            UnknownName: it is neither a shipped policy ("mini", "mini-base") nor a folder, and no repository can be
+                called so.
         """
         if self.path_or_id.count("/") != 1:
             _folder(self.path_or_id)
