@@ -194,7 +194,7 @@ class LayerSweep:
         values = self.matrix(contrast, tokens)
         ax = ax or plt.subplots(figsize=(0.8 * len(self.outputs) + 2, 0.32 * len(values) + 1.5))[1]
         image = ax.imshow(values, vmin=0, vmax=1, cmap="RdBu_r", aspect="auto", origin="lower")
-        ax.set_xticks(range(len(self.outputs)), list(self.outputs))
+        ax.set_xticks(range(len(self.outputs)), list(self.outputs), rotation=45, ha="right")
         ax.set_yticks(range(len(values)), [str(layer) for layer in values.index])
         for (row, column), value in np.ndenumerate(values.to_numpy()):
             ax.text(column, row, "–" if np.isnan(value) else f"{value:.2f}", ha="center", va="center", fontsize=7)
