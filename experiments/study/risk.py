@@ -159,7 +159,7 @@ def mean(report: ProbeReport, contrast: str | None = None) -> str:
 def early(store: RolloutStore, report: ProbeReport, out: Path, name: str) -> None:
     """Lead times at a conformal threshold and calibration, of one reader.
 
-    Every query was scored by a reader that saw neither it nor its task, so no episode of the calibration was trained on.
+    Every query was scored by a reader that saw neither it nor its task: no episode of the calibration was trained on.
     """
     assert report.queries is not None
     rows, pieces = [], {}
