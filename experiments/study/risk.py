@@ -83,14 +83,14 @@ def main(settings: Settings) -> None:
     assert sweep.nested is not None
     reports = {"linear, place chosen inside the folds": sweep.nested}
     sites = [("resid_post", layer) for layer in settings.layers]
-    readers = {
+    networks = {
         "MLP": RiskPredictor(sites, network=MLP((64,)), target=risk),
         "LSTM": RiskPredictor(sites, network=LSTM(64), target=risk),
     }
     reports[KNOWN_TASKS] = cross_validate(
         Probe(("resid_post", settings.layers[-1]), target=risk), store, "init_state", draws=2000
     )
-    for name, reader in readers.items() if settings.networks else ():
+    for name, reader in networks.items() if settings.networks else ():
         began = time.monotonic()
         reports[name] = cross_validate(reader, store, draws=2000, controls=NETWORK_CONTROLS)
         say(f"{name}: judged in {time.monotonic() - began:.0f} s")
@@ -99,10 +99,12 @@ def main(settings: Settings) -> None:
     say(f"risk, tasks left out in turn\n{table.round(3).to_string()}")
     for name, report in reports.items():
         say(f"{name}: mean over dimensions {mean(report)}; attribution {mean(report, 'attribution')}")
-    new_tasks = {name: report for name, report in reports.items() if name != KNOWN_TASKS}
-    best = max(new_tasks, key=lambda name: new_tasks[name].macro_auc or 0.0)
+    # A place that is chosen inside the folds has no one probe, whose alarms could be set.
+    readers = {"linear": cross_validate(Probe(("resid_post", settings.layers[-1]), target=risk), store, draws=500)}
+    readers |= {name: report for name, report in reports.items() if name in ("MLP", "LSTM")}
+    best = max(readers, key=lambda name: readers[name].macro_auc or 0.0)
     draw_readers(reports).savefig(settings.out / "risk_readers.png", dpi=150)
-    early(store, reports[best], settings.out, best)
+    early(store, readers[best], settings.out, best)
     if settings.networks:
         failure(store, settings.out)
 
