@@ -102,9 +102,11 @@ def residual(x: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def explained(x: np.ndarray, group: np.ndarray, known: np.ndarray | None = None) -> float:
-    """Share of the total variance that lies between groups."""
+    """Share of the total variance that lies between groups; NaN where there is one group only."""
     if known is not None:
         x, group = x[known], group[known]
+    if len(np.unique(group)) < 2:
+        return float("nan")
     return 1 - float((residual(x, group) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
 
 
