@@ -40,6 +40,7 @@ from mist_interp.evaluation.arms import (
     random_direction,
 )
 from mist_interp.evaluation.arms.mist import PLACEBOS
+from mist_interp.probing.deviation import Deviation
 from mist_interp.probing.probe import Probe
 from mist_interp.steering.direction import SteeringDirection
 
@@ -237,10 +238,14 @@ _MIST: dict[str, Reader] = {
     "layer": _site,
     "size": _number,
     "wanted": str,
+    "target": Deviation.load,
     "dims": _dims,
     "otherwise": _dims,
+    "generic": _yes,
     "steps": partial(_listed, read=_whole),
     "hold": _yes,
+    "rounds": _whole,
+    "stride": _number,
     "adapt": _yes,
     "gains": partial(_listed, read=_number),
     "seed": _whole,

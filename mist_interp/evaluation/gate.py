@@ -136,6 +136,8 @@ class GateState:
         active: queries at which the gate was open.
         interventions: runs of such queries.
         open: whether it was open at the last query.
+        run: length of the present such run, or of the last one.
+        since: queries since the gate was last open.
     """
 
     query: int = 0
@@ -144,6 +146,8 @@ class GateState:
     active: int = 0
     interventions: int = 0
     open: bool = False
+    run: int = 0
+    since: int = 0
 
 
 class Look(NamedTuple):
@@ -168,6 +172,8 @@ class Gate:
         release: how far below its limit (in units of z) a risk must fall to switch its alarm off; 0: at the limit.
         max_queries: most queries per episode at which the gate opens; None: no limit.
         max_interventions: most runs of such queries per episode.
+        longest: most queries of one such run; the policy then has the robot to itself for `pause` queries.
+        pause: queries after each such run at which the gate stays shut.
         benefit: asked only where the alarm is on.
         name: name in settings and figures.
     """
@@ -177,6 +183,8 @@ class Gate:
     release: float = 0.0
     max_queries: int | None = None
     max_interventions: int | None = None
+    longest: int | None = None
+    pause: int = 0
     benefit: Benefit | None = None
     name: str = "gate"
     _state: GateState = field(default_factory=GateState, repr=False)
@@ -191,6 +199,8 @@ class Gate:
             for output in self.alarm.outputs:
                 if output not in self.source.outputs:
                     raise UnknownName("output of the gate's risk", output, self.source.outputs)
+        if self.pause < 0 or (self.longest is not None and self.longest < 1):
+            raise ValueError(f"gate {self.name!r}: longest={self.longest}, pause={self.pause}; give 1, 0 or more")
         self.begin()
 
     # -- settings
@@ -213,7 +223,7 @@ class Gate:
             alarm = {**facts, "limits": limits, "band": len(self.alarm.centre), "text": str(self.alarm)}
         else:
             alarm = {"limit": repr(float(self.alarm))}
-        rules = {key: getattr(self, key) for key in ("release", "max_queries", "max_interventions")}
+        rules = {key: getattr(self, key) for key in ("release", "max_queries", "max_interventions", "longest", "pause")}
         rules["release"] = repr(float(self.release))
         facts = {"name": self.name, "risk": self.source.config(), "alarm": alarm, **rules}
         return facts | {"benefit": self.benefit.config() if self.benefit else None}
@@ -309,7 +319,11 @@ class Gate:
         return float((values - limits).max()), on
 
     def is_spent(self, state: GateState) -> bool:
-        """Whether the episode's budget allows no further active query."""
+        """Whether the episode's budget, or the pause after a run, allows no active query now."""
+        if state.open and self.longest is not None and state.run >= self.longest:
+            return True
+        if not state.open and state.interventions and state.since < self.pause:
+            return True
         if self.max_queries is not None and state.active >= self.max_queries:
             return True
         new = not state.open
@@ -326,6 +340,8 @@ class Gate:
             active=state.active + opens,
             interventions=state.interventions + (opens and not state.open),
             open=opens,
+            run=(state.run if state.open else 0) + 1 if opens else state.run,
+            since=0 if opens else state.since + 1,
         )
 
 

@@ -1,8 +1,8 @@
 """How is a gate written in a file?
 
-    risk: runs/predictor            folder of a fitted risk predictor or probe
+    risk: runs/predictor            folder of a fitted risk predictor, probe or deviation
     alarm: runs/alarm               folder of a conformal alarm; or  limit: 0.6  for one limit on all outputs
-    release: 0.1                    optional, as are max_queries, max_interventions and name
+    release: 0.1                    optional, as are max_queries, max_interventions, longest, pause and name
 
 Paths are those of the machine that reads the file, from where it is run. A benefit head is code and is given in Python.
 """
@@ -16,12 +16,14 @@ from typing import Any
 import yaml
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.evaluation.gate import FittedRisk, Gate
+from mist_interp.evaluation.gate import FittedRisk, Gate, RiskSource
 from mist_interp.probing.conformal import ConformalAlarm
+from mist_interp.probing.deviation import Deviation
 from mist_interp.probing.predictor import RiskPredictor
 from mist_interp.probing.probe import Probe
 
-KEYS = ("risk", "alarm", "limit", "release", "max_queries", "max_interventions", "name")
+RULES = ("release", "max_queries", "max_interventions", "longest", "pause", "name")
+KEYS = ("risk", "alarm", "limit", *RULES)
 
 
 def read_gate(path: str | Path) -> Gate:
@@ -46,13 +48,19 @@ def make_gate(given: Mapping[str, Any]) -> Gate:
     if "risk" not in given or ("alarm" in given) == ("limit" in given):
         raise ValueError(f"a gate needs risk=FOLDER and one of alarm=FOLDER and limit=NUMBER; given {dict(given)}")
     alarm = ConformalAlarm.load(given["alarm"]) if "alarm" in given else float(given["limit"])
-    rules = {key: given[key] for key in ("release", "max_queries", "max_interventions", "name") if key in given}
-    return Gate(FittedRisk(_fitted(Path(given["risk"]))), alarm, **rules)
+    rules = {
+        key: given[key]
+        for key in ("release", "max_queries", "max_interventions", "longest", "pause", "name")
+        if key in given
+    }
+    return Gate(_source(Path(given["risk"])), alarm, **rules)
 
 
-def _fitted(folder: Path) -> Probe | RiskPredictor:
+def _source(folder: Path) -> RiskSource:
+    if (folder / "deviation.json").exists():
+        return Deviation.load(folder)
     if (folder / "predictor.json").exists():
-        return RiskPredictor.load(folder)
+        return FittedRisk(RiskPredictor.load(folder))
     if (folder / "probe.json").exists():
-        return Probe.load(folder)
-    raise FileNotFoundError(f"{folder} holds neither a predictor nor a probe (predictor.json, probe.json)")
+        return FittedRisk(Probe.load(folder))
+    raise FileNotFoundError(f"{folder} holds no predictor.json, probe.json or deviation.json")

@@ -1,17 +1,20 @@
 """How is one query corrected: the smallest change of the stream that moves some action numbers and holds the others?
 
     J = d (mean over the chosen chunk steps of the seven numbers) / d (stream at their read positions)
-    edit = J^+ delta
+    edit = J^+ delta                                                                      one round
+    edit <- edit + J(edit)^+ (delta - what the edit does so far), at most `stride` long    further rounds
 
 in normalised units, in which the dimensions share a scale. One forward and seven backward passes at once through what
 lies behind the site, at the read positions only (`mist_interp.models.read_rest`). The mean over the steps is what the
-robot moves in one chunk; that the single steps share it evenly is not asked for.
+robot moves in one chunk; that the single steps share it evenly is not asked for. Cut into segments, each part of the
+chunk has a mean and a change of its own: what comes first (down) and what comes then (close) can differ.
 
 Where it misleads: see `mist_interp.steering.jacobian`, whose pseudo-inverse this uses.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mist_interp.core.actions import ActionChunk
+from mist_interp.core.actions import ACTION_NAMES, ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site, SiteKey
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from mist_interp.tracing.hooked import HookedVLA
 
 WELL_CONDITIONED = 1e6
+DIMENSIONS = len(ACTION_NAMES)
+# Of the wanted change: what is left then is not worth another derivative.
+CLOSE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +49,23 @@ class Correctable:
         states: (token, d_model) of the stream at the site, before any correction.
         positions: read positions of the chosen steps, step after step.
         steps: chunk steps.
-        jacobian: (dim, position, d_model), normalised action per unit of the stream.
-        numbers: (dim,) mean normalised action over the steps, as it is.
+        jacobian: (number, position, d_model), normalised action per unit of the stream.
+        numbers: (number,) mean normalised action over the steps of each segment, segment after segment: 7 numbers of
+            the whole chunk, or 7 of each of its parts.
     """
 
     states: Float[Tensor, "token d_model"]
     positions: Int[Tensor, " position"]
     steps: tuple[int, ...]
-    jacobian: Float[Tensor, "dim position d_model"]
-    numbers: Float[Tensor, " dim"]
+    jacobian: Float[Tensor, "number position d_model"]
+    numbers: Float[Tensor, " number"]
 
-    def edit(self, delta: Float[Tensor, " dim"], hold: bool = True) -> Float[Tensor, "position d_model"]:
+    @property
+    def segments(self) -> int:
+        """Parts of the chunk that are moved on their own."""
+        return len(self.numbers) // DIMENSIONS
+
+    def edit(self, delta: Float[Tensor, " number"], hold: bool = True) -> Float[Tensor, "position d_model"]:
         """The smallest change at the positions that moves the mean action by `delta` (normalised), to first order.
 
         Raises:
@@ -76,9 +88,14 @@ class Correctable:
             return (parts @ rows).unflatten(0, self.jacobian.shape[1:])
         return minimum_norm_edit(self.jacobian.double(), delta, hold)
 
-    def predicted(self, edit: Float[Tensor, "position d_model"]) -> Float[Tensor, " dim"]:
+    def predicted(self, edit: Float[Tensor, "position d_model"]) -> Float[Tensor, " number"]:
         """What a change at the positions does to the mean action, to first order."""
         return torch.einsum("dpw,pw->d", self.jacobian, edit.to(self.jacobian))
+
+
+def segment_means(values: Float[Tensor, "step dim"], segments: int) -> Float[Tensor, "segment dim"]:
+    """Means over equal parts of the steps."""
+    return values.unflatten(0, (segments, -1)).mean(1)
 
 
 def stream_site(vla: HookedVLA, site: SiteKey) -> Site:
@@ -112,6 +129,7 @@ def correctable(
     inputs: PolicyInputs,
     states: Float[Tensor, "batch token d_model"],
     steps: Sequence[int] | None = None,
+    segments: int = 1,
 ) -> Correctable:
     """Take the derivative of one query's action.
 
@@ -120,24 +138,73 @@ def correctable(
         inputs: one query.
         states: what the site holds there, all tokens (`cache[site]`).
         steps: chunk steps; None for all.
+        segments: into how many equal parts the steps are cut, each with means of its own.
 
     Raises:
         UnknownName: no such step.
-        ValueError: several queries at once, or a policy without such a derivative.
+        ValueError: parts of unequal length, several queries at once, or a policy without such a derivative.
     """
     vla = rest.vla
     refuse_without_gradient(vla)
     chosen, layout = chunk_steps(vla, steps), vla.layout(inputs)
+    if segments < 1 or len(chosen) % segments:
+        raise ValueError(f"{len(chosen)} chunk steps cannot be cut into {segments} equal segments")
     if inputs.batch_size != 1 or layout.length != states.shape[1]:
         raise ValueError(f"one query at a time, with all of its {layout.length} tokens; got {tuple(states.shape)}")
     stream = states[0].detach().as_subclass(Tensor)
     index = layout.select([f"action_read.t{step}" for step in chosen]).index[0].to(stream.device)
     with torch.enable_grad():
         leaf = stream[index].clone().requires_grad_()
-        numbers = numbers_of_steps(vla.policy, rest.layer, stream, index, chosen)(leaf).mean(0)
+        numbers = numbers_of_steps(vla.policy, rest.layer, stream, index, chosen)(leaf)
+        numbers = segment_means(numbers, segments).flatten()
         each = torch.eye(len(numbers), dtype=numbers.dtype, device=numbers.device)
         (jacobian,) = torch.autograd.grad(numbers, leaf, each, is_grads_batched=True)
     return Correctable(stream, index, chosen, jacobian.detach(), numbers.detach().double())
+
+
+def reached(
+    rest: RestOfForward,
+    inputs: PolicyInputs,
+    at: Correctable,
+    delta: Float[Tensor, " number"],
+    *,
+    hold: bool = True,
+    rounds: int = 1,
+    stride: float = math.inf,
+) -> Float[Tensor, "position d_model"]:
+    """The edit that moves the mean action by `delta`, with the derivative taken anew at every round (Gauss-Newton).
+
+    An answer that is saturated, such as a gripper's, has next to no derivative where it stands, and what holds to first
+    order does not hold for a large change.
+
+    Args:
+        rest: the network behind the site.
+        inputs: one query.
+        at: its derivative.
+        delta: wanted change, normalised; the dimensions with 0 are held if `hold`, else they go where they go.
+        hold: see there.
+        rounds: derivatives taken at most, `at` included.
+        stride: longest step of a round, as a share of the norm of the states at the positions.
+
+    Raises:
+        FloatingPointError, ValueError: see `Correctable.edit`.
+    """
+    named = delta != 0
+    goal, longest = at.numbers + delta.to(at.numbers), stride * float(at.states[at.positions].double().norm())
+    edit = torch.zeros(at.jacobian.shape[1:], dtype=torch.float64, device=at.jacobian.device)
+    here = at
+    for number in range(rounds):
+        if number:
+            states = at.states.index_add(0, at.positions, edit.to(at.states))
+            here = correctable(rest, inputs, states[None], at.steps, at.segments)
+        left = goal - here.numbers
+        if not hold:
+            left = torch.where(named.to(left.device), left, 0.0)
+        if number and float(left.norm()) <= CLOSE * float(delta.norm()):
+            break
+        step = here.edit(left, hold)
+        edit = edit + step * min(1.0, longest / float(step.norm()))
+    return edit
 
 
 def corrected(rest: RestOfForward, inputs: PolicyInputs, at: Correctable, edit: Tensor) -> tuple[ActionChunk, float]:

@@ -1,7 +1,9 @@
 """How are the dimensions that are about to go wrong moved, and no others, inside the network?
 
-    wanted_d  = -size * sign(a_d)    `retreat`, or   -size * a_d    `brake`        for the flagged dimensions d, else 0
-    edit      = gain * J^+ wanted                 smallest change of the stream at the read positions
+    wanted_d  = -size * sign(a_d)    `retreat`                                     for the flagged dimensions d, else 0
+                -size * a_d          `brake`
+                 size * deviation_d  `learned`: what an expert would do otherwise, read off the same forward pass
+    edit      = J^+ (gain * wanted)               smallest change of the stream at the read positions
     realised  = answer under the edit - clean answer
     gain     <- gain * |wanted|^2 / <realised, wanted>, within bounds: the next query's gain follows the measured effect
 
@@ -17,8 +19,10 @@ edit for as many dimensions that are not flagged).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,12 +34,21 @@ from mist_interp.core.actions import ACTION_NAMES, ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import SiteKey
+from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms.motion import action_scale, chunk_of
 from mist_interp.evaluation.arms.protocol import ArmLog, Query, check_when, clean_answer, is_live
-from mist_interp.steering.correction import Correctable, chunk_steps, correctable, corrected
+from mist_interp.probing.deviation import Deviation
+from mist_interp.steering.correction import (
+    Correctable,
+    chunk_steps,
+    correctable,
+    corrected,
+    reached,
+    segment_means,
+)
 from mist_interp.tracing.rest import RestOfForward
 
-WANTED = ("retreat", "brake")
+WANTED = ("retreat", "brake", "learned")
 PLACEBOS = ("random-direction", "noise", "reversed", "wrong-dimension")
 GRIPPER_MIDDLE = 0.5
 # One step of the gain, up or down: a measurement of one query is a poor guide to the next.
@@ -48,12 +61,17 @@ class Mist:
 
     Attributes:
         site: of the residual stream between blocks, such as ("resid_post", 2).
-        size: change of the mean normalised action that is wanted (`retreat`), or share of the motion (`brake`).
-        wanted: `retreat` or `brake`.
+        size: change of the mean normalised action that is wanted (`retreat`), or share of the motion (`brake`) or of
+            the deviation (`learned`).
+        wanted: one of `WANTED`.
+        target: the deviation that `learned` reads.
         dims: dimensions that may be moved; a detector that does not speak of dimensions flags those of `otherwise`.
         otherwise: dimensions moved when the alarm is on and names none of `dims`.
+        generic: move all of `dims` while the gate is open, flagged or not.
         steps: chunk steps that are corrected; None for all.
         hold: keep the other dimensions where they are, to first order.
+        rounds: derivatives taken per query, see `steering.correction.reached`.
+        stride: longest step of one round, as a share of the norm of the edited states.
         adapt: let the gain follow the measured effect within the episode.
         gains: smallest and largest gain.
         placebo: empty, or one of `PLACEBOS`.
@@ -65,10 +83,14 @@ class Mist:
     site: SiteKey = ("resid_post", -2)
     size: float = 0.2
     wanted: str = "retreat"
+    target: Deviation | None = None
     dims: tuple[str, ...] = ACTION_NAMES
     otherwise: tuple[str, ...] = ("dx", "dy", "dz")
+    generic: bool = False
     steps: tuple[int, ...] | None = None
     hold: bool = True
+    rounds: int = 1
+    stride: float = math.inf
     adapt: bool = True
     gains: tuple[float, float] = (0.5, 2.0)
     placebo: str = ""
@@ -84,11 +106,15 @@ class Mist:
             raise UnknownName("placebo of mist", self.placebo, PLACEBOS)
         if self.wanted not in WANTED:
             raise UnknownName("wanted change", self.wanted, WANTED)
+        if (self.wanted == "learned") != (self.target is not None):
+            raise ValueError(f"arm {self.name!r}: wanted=learned and target=FOLDER belong together")
         for dim in (*self.dims, *self.otherwise):
             if dim not in ACTION_NAMES:
                 raise UnknownName("action dimension", dim, ACTION_NAMES)
         if not np.isfinite(self.size) or self.size < 0:
             raise ValueError(f"arm {self.name!r}: size={self.size}; give a finite number, 0 or above")
+        if self.rounds < 1 or not self.stride > 0:
+            raise ValueError(f"arm {self.name!r}: rounds={self.rounds}, stride={self.stride}; give 1 or more, above 0")
         if not 0 < self.gains[0] <= 1 <= self.gains[1]:
             raise ValueError(f"arm {self.name!r}: gains={self.gains}; give bounds around 1")
 
@@ -100,15 +126,23 @@ class Mist:
     @property
     def sites(self) -> tuple[SiteKey, ...]:
         """See `Arm`."""
-        return (self.site,)
+        return (self.site, *(self.target.sites if self.target else ()))
+
+    def check_units(self, units: Iterable[Unit]) -> None:
+        """Refuse units on whose start states the wanted change was learned."""
+        if self.target:
+            self.target.check_units(units)
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
         kind = self.placebo or "mist"
-        keys = ("size", "wanted", "hold", "adapt", "seed", "when")
+        keys = ("size", "wanted", "generic", "hold", "rounds", "adapt", "seed", "when")
         facts: dict[str, Any] = {"kind": kind, "site": _text(self.site), **{key: getattr(self, key) for key in keys}}
         facts |= {"dims": list(self.dims), "otherwise": list(self.otherwise), "gains": list(self.gains)}
+        facts["stride"] = None if math.isinf(self.stride) else self.stride
         facts["steps"] = None if self.steps is None else list(self.steps)
+        if self.target:
+            facts["target"] = self.target.config()
         if self.placebo:
             drawn = self.placebo in ("random-direction", "noise")
             facts |= {"placebo": True, "method": f"random, equal norm ({kind})" if drawn else kind}
@@ -123,20 +157,22 @@ class Mist:
         clean = clean_answer(vla, inputs, query)
         if not is_live(self.when, query) or self.size == 0:
             return clean, ArmLog()
-        rest, at = self._look(vla, inputs, query)
+        rest, at, cache = self._look(vla, inputs, query)
         flagged = self._flagged(query)
-        wanted = self._target(vla, clean, at, flagged)
+        change = self._change(vla, clean, at, cache)
+        wanted = _only(change, flagged)
         gain = float(query.memory.get("gain", 1.0)) if self.adapt else 1.0
         details: dict[str, Any] = {"flagged": list(flagged), "gain": gain, "wanted": _rounded(wanted)}
         if not bool(wanted.any()):
             return clean, ArmLog(details=details | {"refused": "nothing to change"})
         try:
-            edit, moved = self._edit(vla, clean, at, flagged, gain, query)
+            edit, moved = self._edit(partial(self._reached, rest, inputs, at), gain * change, flagged, query)
         except ValueError as error:  # no edit of these positions does that
             return clean, ArmLog(details=details | {"refused": str(error)})
         chunk, norm = corrected(rest, inputs, at, edit)
-        realised = (chunk.normalized - clean.normalized)[0, list(at.steps)].double().mean(0)
-        details |= {"predicted": _rounded(at.predicted(edit)), "realised": _rounded(realised)}
+        realised = segment_means((chunk.normalized - clean.normalized)[0, list(at.steps)].double().cpu(), at.segments)
+        predicted = at.predicted(edit).cpu().unflatten(0, realised.shape)
+        details |= {"predicted": _rounded(predicted), "realised": _rounded(realised)}
         if moved != flagged:
             details["moved"] = list(moved)
         if self.adapt:
@@ -145,45 +181,56 @@ class Mist:
 
     # -- parts
 
-    def _look(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[RestOfForward, Correctable]:
+    def _look(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[RestOfForward, Correctable, Any]:
         rest = query.memory.get("rest")
         if rest is None or rest.vla is not vla:
             rest = query.memory["rest"] = RestOfForward(vla, self.site)
         cache = query.cache
-        if cache is None or rest.after not in cache:
+        if cache is None or any(vla.site(site) not in cache for site in self.sites):
             with torch.no_grad():
-                _, cache = vla.run_with_cache(inputs, names=[rest.after])
-        return rest, correctable(rest, inputs, cache[rest.after], chunk_steps(vla, self.steps))
+                _, cache = vla.run_with_cache(inputs, names=list(self.sites))
+        return rest, correctable(rest, inputs, cache[rest.after], chunk_steps(vla, self.steps), self.segments), cache
 
     def _flagged(self, query: Query) -> tuple[str, ...]:
+        if self.generic:
+            return self.dims
         return tuple(dim for dim in self.dims if dim in query.flagged) or self.otherwise
 
-    def _target(self, vla: Any, clean: ActionChunk, at: Correctable, dims: tuple[str, ...]) -> Float[Tensor, " dim"]:
+    @property
+    def segments(self) -> int:
+        """Parts of the chunk that are moved on their own."""
+        return self.target.segments if self.target else 1
+
+    def _change(self, vla: Any, clean: ActionChunk, at: Correctable, cache: Any) -> Float[Tensor, "segment dim"]:
+        """The change of the mean normalised action that would be wanted of each dimension, were it flagged."""
+        if self.target:
+            return self.size * torch.from_numpy(self.target.predict(self.target.rows_of(cache))[0])
         _, zero = action_scale(vla, clean)
         zero[ACTION_NAMES.index("gripper")] = GRIPPER_MIDDLE
-        motion = clean.normalized[0, list(at.steps)].double().mean(0).cpu() - zero
-        change = -self.size * (motion if self.wanted == "brake" else motion.sign())
-        kept = torch.tensor([name in dims for name in clean.names])
-        return torch.where(kept, change, 0.0)
+        motion = segment_means(clean.normalized[0, list(at.steps)].double().cpu(), 1) - zero
+        return -self.size * (motion if self.wanted == "brake" else motion.sign())
+
+    def _reached(
+        self, rest: RestOfForward, inputs: PolicyInputs, at: Correctable, wanted: Float[Tensor, "segment dim"]
+    ) -> Float[Tensor, "position width"]:
+        return reached(rest, inputs, at, wanted.flatten(), hold=self.hold, rounds=self.rounds, stride=self.stride)
 
     def _edit(
         self,
-        vla: Any,
-        clean: ActionChunk,
-        at: Correctable,
+        reach: Callable[[Float[Tensor, "segment dim"]], Float[Tensor, "position width"]],
+        change: Float[Tensor, "segment dim"],
         flagged: tuple[str, ...],
-        gain: float,
         query: Query,
     ) -> tuple[Float[Tensor, "position width"], tuple[str, ...]]:
         """The edit, and the dimensions that it is for."""
-        edit = gain * at.edit(self._target(vla, clean, at, flagged), self.hold)
+        edit = reach(_only(change, flagged))
         if not self.placebo:
             return edit, flagged
         if self.placebo == "reversed":
             return -edit, flagged
         if self.placebo == "wrong-dimension":
             others = self._others(flagged, query)
-            instead = at.edit(self._target(vla, clean, at, others), self.hold)
+            instead = reach(_only(change, others))
             return instead * (edit.norm() / instead.norm()), others
         instead = torch.randn(edit.shape, generator=self._generator(query), dtype=torch.float64).to(edit)
         return instead * (edit.norm() / instead.norm()), ()
@@ -202,7 +249,7 @@ class Mist:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def _next_gain(self, gain: float, wanted: Tensor, realised: Tensor) -> float:
-        share = float(realised.cpu() @ wanted) / float(wanted @ wanted)
+        share = float((realised * wanted).sum() / (wanted * wanted).sum())
         if self.placebo or not np.isfinite(share):
             return gain
         step = LARGEST_STEP if share <= 0 else float(np.clip(1 / share, 1 / LARGEST_STEP, LARGEST_STEP))
@@ -249,12 +296,18 @@ class ActionCorrection:
         scale, _ = action_scale(vla, clean)
         values = clean.values.clone()
         steps = list(chunk_steps(vla, self.like.steps))
-        values[:, steps] += torch.where(moved, realised * scale, 0.0).to(values)
+        shift = torch.where(moved, realised * scale, 0.0).repeat_interleave(len(steps) // len(realised), dim=0)
+        values[:, steps] += shift.to(values)
         return chunk_of(vla, clean, values), ArmLog(self.name, 0.0, log.details)
 
 
-def _rounded(values: Tensor) -> list[float]:
-    return [float(f"{value:.6g}") for value in values.detach().cpu().tolist()]
+def _only(change: Float[Tensor, "segment dim"], dims: tuple[str, ...]) -> Float[Tensor, "segment dim"]:
+    """The change of these dimensions, 0 of all others."""
+    return torch.where(torch.tensor([name in dims for name in ACTION_NAMES]), change, 0.0)
+
+
+def _rounded(values: Float[Tensor, "segment dim"]) -> list[list[float]]:
+    return [[float(f"{value:.6g}") for value in row] for row in values.detach().cpu().tolist()]
 
 
 def _text(site: SiteKey) -> Any:

@@ -31,7 +31,9 @@ from mist_interp.evaluation.arms import (
     ShamTriggers,
     placebo,
 )
+from mist_interp.evaluation.arms.motion import action_scale
 from mist_interp.models.random import random_policy
+from mist_interp.probing.deviation import Deviation
 from mist_interp.steering.direction import SteeringDirection
 from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.hooked import HookedVLA
@@ -241,9 +243,9 @@ def test_mist_moves_what_is_flagged_against_its_motion_and_logs_it(
     for name in ACTION_NAMES:
         place, wanted = DIM[name], -0.02 * float(motion[DIM[name]].sign()) if name in ("dz", "dyaw") else 0.0
         assert float(moved[place]) == pytest.approx(wanted, abs=0.001)
-        assert log.details["wanted"][place] == pytest.approx(wanted)
-    assert log.details["realised"] == pytest.approx(moved.tolist(), rel=1e-4)
-    assert log.details["predicted"] == pytest.approx(log.details["wanted"], abs=1e-5)
+        assert log.details["wanted"][0][place] == pytest.approx(wanted)
+    assert log.details["realised"][0] == pytest.approx(moved.tolist(), rel=1e-4)
+    assert log.details["predicted"][0] == pytest.approx(log.details["wanted"][0], abs=1e-5)
     assert log.edit == "mist" and log.edit_norm > 0 and json.dumps(log.details)
     assert vla.edits() == ()
 
@@ -267,14 +269,14 @@ def test_the_gain_follows_the_measured_effect_within_the_episode_and_its_bounds(
     arm, asked = Mist(size=0.02, gains=(0.5, 2.0)), alarmed(seen)
     arm.act(vla, inputs, asked)
     assert asked.memory["gain"] == pytest.approx(1, abs=0.06)
-    wanted = torch.tensor([0, 0, 0.1, 0, 0, 0, 0]).double()
+    wanted = torch.tensor([[0, 0, 0.1, 0, 0, 0, 0]]).double()
     assert arm._next_gain(1.0, wanted, 0.8 * wanted) == pytest.approx(1.25)
     assert arm._next_gain(1.0, wanted, 0.1 * wanted) == 1.5 and arm._next_gain(1.8, wanted, 0.1 * wanted) == 2.0
     assert arm._next_gain(1.0, wanted, -wanted) == 1.5 and arm._next_gain(0.6, wanted, 9 * wanted) == 0.5
     asked.memory["gain"] = 2.0
     twice = arm.act(vla, inputs, asked)[1]
-    assert twice.details["gain"] == 2.0 and twice.details["predicted"][2] == pytest.approx(
-        2 * twice.details["wanted"][2]
+    assert twice.details["gain"] == 2.0 and twice.details["predicted"][0][2] == pytest.approx(
+        2 * twice.details["wanted"][0][2]
     )
     assert "gain" not in alarmed(seen).memory  # another episode
 
@@ -288,7 +290,7 @@ def test_placebos_have_the_norm_of_the_edit_and_do_something_else(
     norm = real.act(vla, inputs, alarmed(seen))[1].edit_norm
     chunk, log = sham.act(vla, inputs, alarmed(seen))
     assert log.edit_norm == pytest.approx(norm, rel=1e-4) and log.edit == kind and sham.config()["placebo"]
-    moved, wanted = shift(chunk, seen), log.details["wanted"]
+    moved, wanted = shift(chunk, seen), log.details["wanted"][0]
     if kind == "reversed":
         assert float(moved[DIM["dz"]]) == pytest.approx(-wanted[DIM["dz"]], rel=0.1)
     else:
@@ -319,7 +321,7 @@ def test_action_correction_shifts_the_flagged_dimension_by_what_mist_realises(
 def test_an_edit_that_is_not_a_number_is_an_error_and_not_an_action(
     vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Mist, "_edit", lambda self, vla, clean, at, *_: (at.jacobian[0] * np.nan, ("dz",)))
+    monkeypatch.setattr(Mist, "_edit", lambda self, reach, change, *_: (reach(change) * np.nan, ("dz",)))
     with pytest.raises(FloatingPointError, match="NaN"):
         Mist(size=0.02).act(vla, inputs, alarmed(seen))
 
@@ -394,3 +396,55 @@ def test_a_sham_ignores_the_alarm_and_flags_the_riskiest_dimension(
         acted.append(bool(log.edit))
         assert not log.edit or log.details["flagged"] == ["dyaw"]
     assert acted == [index in times for index in range(10)] and 0 < sum(acted) < 10
+
+
+# -- a learned target --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def target(vla: HookedVLA) -> Deviation:
+    """A read-out of the states that stands for a fitted one: two segments, every number somewhere in -0.1 to 0.1."""
+    found = Deviation(("resid_post", -1), tokens=("action_read",), segments=2)
+    draw, width = np.random.default_rng(0), vla.cfg.d_model
+    found.mean_, found.scale_ = np.zeros(width), np.ones(width)
+    found.weights_, found.intercept_ = np.zeros((14, width)), draw.uniform(0.02, 0.05, 14) * draw.choice([-1, 1], 14)
+    found.site_, found.source_ = vla.site(("resid_post", -1)), {}
+    found.trained_on_ = frozenset({("libero_spatial", 0, 40)})
+    return found
+
+
+def test_a_learned_target_moves_each_segment_of_the_chunk_as_it_says(
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], target: Deviation
+) -> None:
+    arm = Mist(size=0.5, wanted="learned", target=target, rounds=3, adapt=False)
+    asked = query(**seen, fired=True, triggered=True, flagged=("dz", "gripper"))
+    chunk, log = arm.act(vla, inputs, asked)
+    moved = (chunk.normalized - seen["clean"].normalized)[0].double().unflatten(0, (2, -1)).mean(1)
+    says = 0.5 * target.intercept_.reshape(2, 7)
+    for name in ACTION_NAMES:
+        place = DIM[name]
+        expected = says[:, place] if name in ("dz", "gripper") else np.zeros(2)
+        assert moved[:, place].tolist() == pytest.approx(expected.tolist(), abs=0.002)
+    everything = Mist(size=0.5, wanted="learned", target=target, rounds=3, adapt=False, generic=True)
+    moved = (everything.act(vla, inputs, asked)[0].normalized - seen["clean"].normalized)[0].double()
+    assert moved.unflatten(0, (2, -1)).mean(1).flatten().tolist() == pytest.approx(says.flatten().tolist(), abs=0.003)
+    shifted, _ = ActionCorrection(arm).act(vla, inputs, asked)
+    half = vla.cfg.chunk // 2
+    by = (shifted.values - seen["clean"].values)[0, :, DIM["dz"]]
+    realised = torch.tensor(log.details["realised"])[:, DIM["dz"]]
+    scale = float(action_scale(vla, chunk)[0][DIM["dz"]])
+    assert by[:half].tolist() == pytest.approx([float(realised[0]) * scale] * half)
+    assert by[half:].tolist() == pytest.approx([float(realised[1]) * scale] * half)
+
+
+def test_a_learned_target_refuses_units_that_it_was_fitted_on(target: Deviation) -> None:
+    arm = Mist(wanted="learned", target=target)
+    with pytest.raises(ValueError, match="40"):
+        arm.check_units([Unit("libero_spatial", 0, 40)])
+    arm.check_units([Unit("libero_spatial", 0, 41)])
+
+
+@pytest.mark.parametrize("options", [{"wanted": "learned"}, {"rounds": 0}, {"stride": 0.0}])
+def test_mist_refuses_what_it_cannot_do(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Mist(**options)

@@ -168,3 +168,17 @@ def test_its_settings_are_data() -> None:
     text = json.dumps(gate.config(), allow_nan=False)
     assert '"max_queries": 3' in text and '"alpha": 0.1' in text
     assert gate.config() != Gate(Script([]), alarm((0.5, 0.6)), 0.1, 3, 1).config()
+
+
+def test_an_intervention_ends_after_its_longest_and_the_next_one_waits_for_the_pause() -> None:
+    always = column([0.9] * 9)
+    fired = [look.fired for look in run(Gate(Script(always), 0.5, longest=2, pause=3), 9)]
+    assert fired == [True, True, False, False, False, True, True, False, False]
+    early = column([0.9, 0.1, 0.9, 0.9, 0.9, 0.9])  # it ends by itself, and the pause counts from there
+    fired = [look.fired for look in run(Gate(Script(early), 0.5, longest=2, pause=2), 6)]
+    assert fired == [True, False, False, True, True, False]
+    assert [look.fired for look in run(Gate(Script(always), 0.5, longest=1), 4)] == [True, False, True, False]
+    assert "spent" in run(Gate(Script(always), 0.5, longest=1), 2)[1].facts
+    for wrong in ({"longest": 0}, {"pause": -1}):
+        with pytest.raises(ValueError, match="longest="):
+            Gate(Script(always), 0.5, **wrong)

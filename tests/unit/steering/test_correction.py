@@ -10,7 +10,7 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.models.random import random_policy
 from mist_interp.models.read_rest import numbers_of_steps
-from mist_interp.steering.correction import Correctable, correctable, corrected
+from mist_interp.steering.correction import Correctable, correctable, corrected, reached
 from mist_interp.steering.jacobian import action_jacobian, minimum_norm_edit
 from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.hooked import HookedVLA
@@ -112,3 +112,31 @@ def test_nothing_is_left_on_the_network(vla: HookedVLA, inputs: PolicyInputs) ->
     at, rest = ready(vla, inputs, -2, None), RestOfForward(vla, ("resid_post", -2))
     answer: Tensor = corrected(rest, inputs, at, torch.zeros(at.jacobian.shape[1:]))[0].normalized
     assert torch.equal(answer, before) and torch.equal(vla(inputs).normalized, before) and vla.edits() == ()
+
+
+def test_further_rounds_reach_a_large_change_that_one_round_misses(vla: HookedVLA, inputs: PolicyInputs) -> None:
+    rest = RestOfForward(vla, ("resid_post", 0))
+    _, cache = vla.run_with_cache(inputs, names=[rest.after])
+    at = correctable(rest, inputs, cache[rest.after], None, 2)
+    clean = vla(inputs).normalized[0].double().unflatten(0, (2, -1)).mean(1).flatten()
+    assert at.segments == 2 and torch.allclose(at.numbers, clean, atol=1e-6)
+    delta = torch.zeros(14, dtype=torch.float64)
+    delta[2], delta[6] = 0.8, -0.5  # dz of the first half, the gripper of the first half
+    missed = []
+    for rounds in (1, 6):
+        chunk, _ = corrected(rest, inputs, at, reached(rest, inputs, at, delta, rounds=rounds))
+        moved = chunk.normalized[0].double().unflatten(0, (2, -1)).mean(1).flatten() - clean
+        missed.append(float((moved - delta).norm()))
+    assert missed[1] < 0.06 * float(delta.norm()) < missed[0]
+
+
+def test_no_round_steps_further_than_its_stride(vla: HookedVLA, inputs: PolicyInputs) -> None:
+    rest = RestOfForward(vla, ("resid_post", 0))
+    _, cache = vla.run_with_cache(inputs, names=[rest.after])
+    at = correctable(rest, inputs, cache[rest.after])
+    delta, length = torch.full((7,), 5.0, dtype=torch.float64), float(at.states[at.positions].norm())
+    assert float(reached(rest, inputs, at, delta).norm()) > 0.01 * length
+    assert float(reached(rest, inputs, at, delta, stride=0.01).norm()) == pytest.approx(0.01 * length)
+    assert float(reached(rest, inputs, at, delta, rounds=3, stride=0.01).norm()) <= 0.03 * length * (1 + 1e-9)
+    with pytest.raises(ValueError, match="3 equal segments"):
+        correctable(rest, inputs, cache[rest.after], None, 3)
