@@ -10,7 +10,7 @@
 #   DAGGER_EPISODES=7       episodes per task that the policy drives and the expert labels
 #   MINUTES=20              training before DAgger
 #   ALL_MINUTES=60          training in all
-#   BASE_MINUTES=14 BASE_DAGGER_EPISODES=2 BASE_ALL_MINUTES=42     the same of the policy that speaks in tokens
+#   BASE_MINUTES=14 BASE_DAGGER_EPISODES=2 BASE_ALL_MINUTES=98     the same of the policy that speaks in tokens
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source experiments/setup.sh
@@ -18,7 +18,7 @@ RUN=${RUN:-runs/mini} PROCESSES=${PROCESSES:-2} EPISODES=${EPISODES:-42} DAGGER_
 MINUTES=${MINUTES:-20} ALL_MINUTES=${ALL_MINUTES:-60}
 SCRIPTS=experiments/mini
 BASE_MINUTES=${BASE_MINUTES:-14} BASE_DAGGER_EPISODES=${BASE_DAGGER_EPISODES:-2}
-BASE_ALL_MINUTES=${BASE_ALL_MINUTES:-42}
+BASE_ALL_MINUTES=${BASE_ALL_MINUTES:-98}
 STAGES=(demonstrations train dagger continue expert evaluate)
 BASE_STAGES=(base base-dagger base-continue base-evaluate)
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
@@ -76,7 +76,7 @@ base_dagger() {
 
 base_continue() {
   "$VENV_PYTHON" $SCRIPTS/train_base.py --demos "$RUN/demos" "$RUN/dagger" "$RUN/base-dagger" --out "$RUN/base" \
-    --minutes "$BASE_ALL_MINUTES" --workers "$PROCESSES"
+    --minutes "$BASE_ALL_MINUTES" --spread 0.06 --workers "$PROCESSES"
 }
 
 base_evaluate() {
