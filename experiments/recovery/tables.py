@@ -1,0 +1,183 @@
+"""What did the arms of the study do: which bad ends did they prevent or cause, and in which kind of episode?
+
+Writes the main table (a row per arm: SR, Safe-SR, CR, and for failures and for contacts after the trigger the causal
+RR and the harm rate with intervals), the tests against the placebos, a figure, and per way of failing how many of the
+triggered episodes that `none` loses the arms save. The way of failing is read off a replay of the executed actions.
+
+    python experiments/recovery/tables.py --run results/recovery/main --out results/recovery
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+from mist_interp.analysis.figures import STYLE
+from mist_interp.data.failure_types import failure_type, objects_to_move
+from mist_interp.data.records import Decision, Unit
+from mist_interp.data.replay import Blindfolded
+from mist_interp.data.rollout import rollout
+from mist_interp.evaluation.comparison import compare
+from mist_interp.evaluation.folder import ResultsFolder
+from mist_interp.evaluation.plan import PlannedEpisode
+from mist_interp.libero import LiberoEnv, LiberoSuite
+
+SHOWN = ("success_rate", "safe_success_rate", "collision_rate_1n", "collision_rate_10n", "raw_recovery_rate")
+OUTCOMES = {"event": "contact after the trigger", "failure": "failure"}
+RATES = {"causal_recovery": "causal RR", "harm_rate": "harm rate"}
+COLOURS = {"causal_recovery": "#1f6f9f", "harm_rate": "#b3443d"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Tables and figure of a study of arms."""
+
+    run: Path = Path("results/recovery/main")
+    """Results folder."""
+
+    out: Path = Path("results/recovery")
+    """Folder for the tables and the figure."""
+
+    draws: int = 10_000
+    """Bootstrap draws."""
+
+    types: bool = True
+    """Also replay the episodes of `none` that fail, to see how."""
+
+
+def main(settings: Settings) -> None:
+    """All tables."""
+    summary = compare([settings.run], draws=settings.draws)
+    twins = summary["twins"]
+    write(settings.out / "arms.csv", main_table(summary))
+    tests = pd.DataFrame([flat_test(row) for row in twins["comparisons"] if row["arm"] == "mist"])
+    write(settings.out / "tests.csv", tests.set_index(["outcome", "reference"]))
+    draw(twins).savefig(settings.out / "arms.png", dpi=150)
+    if settings.types:
+        write(settings.out / "by_failure.csv", by_failure(settings.run))
+
+
+def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """A row per arm; rates in per cent with 95 % intervals, counts behind causal RR and harm."""
+    rows: dict[str, dict[str, str]] = {}
+    for arm, facts in summary["arms"].items():
+        rows[arm] = {summary["labels"].get(name, name): interval(facts["metrics"][name]) for name in SHOWN}
+        rows[arm]["active queries"] = f"{100 * facts['edited_query_share']:.0f}"
+    for arm, facts in summary["twins"]["arms"].items():
+        for outcome, label in OUTCOMES.items():
+            numbers = facts[outcome]
+            saved, lost = numbers["recovered"], numbers["bad_under_reference"]
+            harmed, well = numbers["harmed"], numbers["good_under_reference"]
+            rows[arm][f"{label}: causal RR"] = f"{saved}/{lost} {interval(numbers['causal_recovery'])}"
+            rows[arm][f"{label}: harm"] = f"{harmed}/{well} {interval(numbers['harm_rate'])}"
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("–")
+
+
+def flat_test(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One comparison in one line."""
+    names = ("outcome", "reference", "of", "better_here", "better_there", "p_mcnemar", "p_holm", "smallest_detectable")
+    return {name: row[name] for name in names} | {"difference": row["difference"]["value"]}
+
+
+def interval(estimate: Mapping[str, Any]) -> str:
+    """Per cent with its interval; a dash where it is undefined."""
+    if estimate["value"] is None:
+        return "–"
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.0f} ({low:.0f}–{high:.0f})"
+
+
+def by_failure(run: Path) -> pd.DataFrame:
+    """Triggered units that `none` fails, by the way it fails: how many, and how many each arm makes succeed."""
+    folder, rows = ResultsFolder(run), {}
+    for row in folder.rows():
+        if row["status"] == "ok":
+            planned = PlannedEpisode.from_row(row)
+            rows.setdefault(planned.unit, {})[planned.arm] = row
+    failed = {unit: arms for unit, arms in rows.items() if "none" in arms and not arms["none"]["success"]}
+    table: dict[str, dict[str, int]] = {}
+    env: Any = None
+    at = None
+    for unit, arms in sorted(failed.items(), key=lambda item: item[0].task):
+        if not arms["none"]["triggered"]:
+            continue
+        if unit.task != at:
+            if env is not None:
+                env.close()
+            env, at = LiberoEnv(LiberoSuite(unit.suite).tasks[unit.task], seed=unit.simulator_seed), unit.task
+        way = way_of_failing(env, unit, folder.queries(PlannedEpisode(unit, "none")), arms["none"])
+        counts = table.setdefault(way, {"units": 0})
+        counts["units"] += 1
+        for arm, row in arms.items():
+            if arm != "none":
+                counts[arm] = counts.get(arm, 0) + int(row["success"])
+    if env is not None:
+        env.close()
+    return pd.DataFrame.from_dict(table, orient="index").fillna(0).astype(int).sort_values("units", ascending=False)
+
+
+def way_of_failing(env: Any, unit: Unit, queries: pd.DataFrame, row: Mapping[str, Any]) -> str:
+    """`failure_type` of a replayed episode.
+
+    Raises:
+        ValueError: the replay leaves the recorded states.
+    """
+
+    def act(_: Any, index: int) -> Decision:
+        if env.state_hash() != queries["state_hash"].iloc[index]:
+            raise ValueError(f"the replay of {unit.key} leaves the recorded states at query {index}")
+        executed = np.stack(queries["executed"].iloc[index]).astype(np.float64)
+        return Decision(executed, chunk=np.stack(queries["chunk"].iloc[index]))
+
+    plain = Unit(unit.suite, unit.task, unit.init_state, simulator_seed=unit.simulator_seed)
+    record = rollout(Blindfolded(env), act, unit=plain, instruction=row["instruction"], max_steps=row["steps"])
+    return failure_type(record, objects_to_move(unit.suite, unit.task))
+
+
+def draw(twins: Mapping[str, Any]) -> Figure:
+    """Causal RR and harm rate of each arm, with intervals; one panel per kind of bad outcome."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 0.36 * len(twins["arms"]) + 1.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        y = np.arange(len(twins["arms"]))
+        for axis, (outcome, label) in zip(panels, OUTCOMES.items(), strict=True):
+            for shift, (rate, name) in zip((-0.16, 0.16), RATES.items(), strict=True):
+                points(axis, y + shift, [facts[outcome][rate] for facts in twins["arms"].values()], rate, name)
+            axis.set(title=f"bad is a {label}", xlabel="share of the triggered units", xlim=(-0.02, 1.02))
+            axis.set_yticks(y, list(twins["arms"]))
+            axis.grid(axis="x", color="#e6e8ec")
+        panels[0].invert_yaxis()
+        figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower right", fontsize=8)
+    return figure
+
+
+def points(axis: Any, y: np.ndarray, estimates: Sequence[Mapping[str, Any]], rate: str, name: str) -> None:
+    """Estimates with their intervals; nothing where one is undefined."""
+    known = [(place, e) for place, e in zip(y, estimates, strict=True) if e["value"] is not None]
+    if known:
+        at, values = np.array([place for place, _ in known]), np.array([e["value"] for _, e in known])
+        spans = np.abs(np.array([[e["low"], e["high"]] for _, e in known]).T - values)
+        axis.errorbar(values, at, xerr=spans, fmt="o", ms=4, lw=1.2, color=COLOURS[rate], label=name)
+
+
+def write(path: Path, table: pd.DataFrame) -> None:
+    """Keep a table and print it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path)
+    print(f"{path.stem}\n{table.round(4).to_string()}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
