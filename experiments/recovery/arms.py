@@ -104,6 +104,7 @@ def edit(settings: Settings) -> dict[str, Any]:
 
 def ablations(settings: Settings, mist: dict[str, Any]) -> list[Any]:
     """One thing changed at a time."""
+    unlearned = {key: value for key, value in mist.items() if key != "target"}
     others = [layer for layer in range(4) if layer != settings.layer]
     return [
         "none",
@@ -114,8 +115,8 @@ def ablations(settings: Settings, mist: dict[str, Any]) -> list[Any]:
         {**mist, "hold": False, "name": "hold-nothing"},
         {**mist, "generic": True, "name": "all-dimensions-at-once"},
         {**mist, "dims": ["dz", "gripper"], "name": "dz-and-gripper"},
-        {**mist, "steps": [0, 1, 2, 3], "wanted": "retreat", "size": 0.3, "name": "retreat"} | {"target": None},
-        {**mist, "wanted": "brake", "size": 0.7, "name": "brake"} | {"target": None},
+        {**unlearned, "wanted": "retreat", "size": 0.3, "name": "retreat"},
+        {**unlearned, "wanted": "brake", "size": 0.7, "name": "brake"},
         {**mist, "when": "triggered", "name": "from-the-trigger-on"},
     ]
 

@@ -1,7 +1,9 @@
 """What can be read off the activations, and is it more than the controls know?"""
 
+from mist_interp.probing.advice import Advice
 from mist_interp.probing.conformal import ConformalAlarm
 from mist_interp.probing.contrasts import contrast_sets
+from mist_interp.probing.deviation import Deviation
 from mist_interp.probing.evaluation import cross_validate
 from mist_interp.probing.explanation import Explanation, explain
 from mist_interp.probing.folds import Fold, check_folds, make_folds
@@ -25,8 +27,10 @@ __all__ = [
     "LSTM",
     "MLP",
     "TARGETS",
+    "Advice",
     "ConformalAlarm",
     "ContactAhead",
+    "Deviation",
     "Explanation",
     "ExponentialAverage",
     "Failure",
