@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mist_interp.core.names import Site as Site
     from mist_interp.data.activations import collect as collect
     from mist_interp.data.policy_source import PolicySource as PolicySource
+    from mist_interp.probing.conformal import ConformalAlarm as ConformalAlarm
+    from mist_interp.probing.deviation import Deviation as Deviation
     from mist_interp.probing.predictor import RiskPredictor as RiskPredictor
     from mist_interp.probing.probe import Probe as Probe
     from mist_interp.steering.direction import SteeringDirection as SteeringDirection
@@ -31,6 +33,8 @@ _HOMES = {
     "Site": "core.names",
     "TokenLayout": "core.layout",
     "Probe": "probing.probe",
+    "ConformalAlarm": "probing.conformal",
+    "Deviation": "probing.deviation",
     "RiskPredictor": "probing.predictor",
     "SteeringDirection": "steering.direction",
     "collect": "data.activations",

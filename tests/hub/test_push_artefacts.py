@@ -10,10 +10,11 @@ import torch
 from local_hub import LocalHub
 from published_rollouts import SITE, episode, make_store
 
-from mist_interp import Probe, SteeringDirection
+from mist_interp import Deviation, Probe, SteeringDirection
 from mist_interp.cli import main
 from mist_interp.core.names import Site
 from mist_interp.data import HubError, load_rollouts
+from mist_interp.data.artefact import OnHub
 from mist_interp.data.store import RolloutStore
 
 NAME = "me/thing"
@@ -107,3 +108,24 @@ def test_the_command_publishes_and_fails_in_one_line(
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(store.folder), "me/rollouts"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_whatever_can_be_published_is_imported_as_its_card_says() -> None:
+    import mist_interp.probing  # every class that can be pushed is imported by then
+
+    kinds = OnHub.__subclasses__()
+    assert {"Probe", "RiskPredictor", "Deviation", "ConformalAlarm", "SteeringDirection"} <= {k.__name__ for k in kinds}
+    for kind in kinds:
+        assert getattr(mist_interp, kind.__name__) is kind
+
+
+def test_a_deviation_comes_back_as_it_was(hub: LocalHub) -> None:
+    made = Deviation(("resid_post", 0), ("action_read",), segments=2)
+    made.site_, made.trained_on_ = Site("blocks.0.hook_resid_post"), frozenset({("libero_spatial", 0, 3)})
+    made.source_ = {"episodes": 1}
+    draw = np.random.default_rng(0)
+    made.mean_, made.scale_ = draw.normal(size=4), np.ones(4)
+    made.weights_, made.intercept_ = draw.normal(size=(14, 4)), draw.normal(size=14)
+    made.push_to_hub("user/deviation")
+    again, rows = Deviation.from_pretrained("user/deviation"), draw.normal(size=(3, 4))
+    assert np.array_equal(again.predict(rows), made.predict(rows)) and again.trained_on_ == made.trained_on_
