@@ -108,6 +108,8 @@ class Mist:
             raise UnknownName("wanted change", self.wanted, WANTED)
         if (self.wanted == "learned") != (self.target is not None):
             raise ValueError(f"arm {self.name!r}: wanted=learned and target=FOLDER belong together")
+        if self.target and self.steps is not None:
+            raise ValueError(f"arm {self.name!r}: a learned change is one of the whole chunk; leave steps out")
         for dim in (*self.dims, *self.otherwise):
             if dim not in ACTION_NAMES:
                 raise UnknownName("action dimension", dim, ACTION_NAMES)

@@ -444,6 +444,11 @@ def test_a_learned_target_refuses_units_that_it_was_fitted_on(target: Deviation)
     arm.check_units([Unit("libero_spatial", 0, 41)])
 
 
+def test_a_learned_target_is_one_of_the_whole_chunk(target: Deviation) -> None:
+    with pytest.raises(ValueError, match="leave steps out"):
+        Mist(wanted="learned", target=target, steps=(0, 1))
+
+
 @pytest.mark.parametrize("options", [{"wanted": "learned"}, {"rounds": 0}, {"stride": 0.0}])
 def test_mist_refuses_what_it_cannot_do(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
