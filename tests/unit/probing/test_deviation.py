@@ -39,6 +39,9 @@ def test_what_the_expert_does_otherwise_is_read_at_its_segment_and_dimension(tol
     found = Deviation(SITE, ("action_read",), alpha=1.0).out_of_fold(store, advice, HALF)
     for segment, dim in ((FIRST, DZ), (SECOND, DROLL)):
         assert np.corrcoef(true[:, segment, dim], found[:, segment, dim])[0, 1] > 0.99
+    x = store.load(SITE)[0]
+    assert np.allclose(true[:, FIRST, DZ], 0.3 * x[:, 5], atol=1e-6)  # expert minus policy, normalised units
+    assert np.allclose(true[:, SECOND, DROLL], -0.2 * x[:, 7], atol=1e-6)
     silent = np.ones((2, 7), dtype=bool)
     silent[FIRST, DZ] = silent[SECOND, DROLL] = False
     assert np.abs(true[:, silent]).max() < 1e-6 and np.abs(found[:, silent]).max() < 1e-6
