@@ -32,10 +32,13 @@ def policy() -> OpenVLAPolicy:
 
 
 def picture(phase: float = 0.0) -> dict[str, Any]:
-    """An observation without a simulator: smooth waves, as LIBERO would hand it over."""
+    """An observation without a simulator: faint smooth waves, as LIBERO would hand it over.
+
+    Stronger ones drive most actions to the ends of their range, which would hide what changes.
+    """
     y, x = np.mgrid[0:256, 0:256] / 256
     waves = [np.sin(2 * np.pi * (k * x + y / k) + phase) for k in (1, 2, 3)]
-    return {"agentview_image": (127.5 * (1 + np.stack(waves, -1))).astype(np.uint8)}
+    return {"agentview_image": (127.5 + 30 * np.stack(waves, -1)).astype(np.uint8)}
 
 
 def test_it_is_of_the_base_kind(policy: OpenVLAPolicy) -> None:
