@@ -168,12 +168,17 @@ def _scores(run: Run) -> str:
     if not parts:
         return ""
     detector: dict[str, Any] = run.settings["detector"]
-    figure = score_figure(pd.concat(parts), float(detector["threshold"]), arm)
+    figure = score_figure(pd.concat(parts), _threshold(detector), arm)
     return (
         f"<h2>The detector over time</h2><figure>{figure}<figcaption>Score of <i>{escape(detector['name'])}</i>: "
         "median and middle half of the episodes that are still running. Successes end early, so late steps rest on "
         "few of them.</figcaption></figure>"
     )
+
+
+def _threshold(detector: Mapping[str, Any]) -> float:
+    """Where it fires; the score of a gate says how far the riskiest output is above its own limit."""
+    return float(detector.get("threshold", 0.0))
 
 
 def _films(run: Run, max_films: int) -> str:
@@ -200,7 +205,7 @@ def _film(run: Run, unit: Unit) -> str:
         frames = read_frames(run.folder.video_path(run.planned(row)))
         takes.append(Take(arm, row, run.queries(arm, unit), frames))
     detector = run.settings["detector"]
-    url = paired_video_data_url(takes, float(detector["threshold"]) if detector else None)
+    url = paired_video_data_url(takes, _threshold(detector) if detector else None)
     share = round(100 * min(1.0, len(takes) / 3))
     instruction = escape(str(takes[0].row["instruction"]))
     return (

@@ -191,3 +191,11 @@ def test_figures_are_svg_with_real_text_and_are_reproducible() -> None:
 def test_every_arm_has_a_colour_of_its_own_and_the_reference_is_grey() -> None:
     colours = arm_colours(["a", "none", "b"])
     assert len(set(colours.values())) == 3 and colours["none"] == arm_colours(["none"])["none"]
+
+
+def test_a_gate_has_no_threshold_of_its_own_and_is_drawn_at_its_limit(folder: Path) -> None:
+    run_ = load_run(folder)
+    detector = {key: value for key, value in run_.settings["detector"].items() if key != "threshold"}
+    gated = replace(run_, settings={**run_.settings, "detector": {**detector, "alarm": {"alpha": 0.1}}})
+    page = render(gated, "gated")
+    assert "The detector over time" in page and page.count("<video") == 4 and ">threshold<" in page
