@@ -30,6 +30,7 @@ from mist_interp.libero.expert import Expert
 from mist_interp.libero.suite import LiberoSuite
 from mist_interp.models.images import jpeg_round_trip, lanczos_resize
 from mist_interp.models.robot_state import robot_state
+from mist_interp.probing.advice import rehearsed
 
 CHUNK = 8
 SIZE = 112
@@ -153,15 +154,7 @@ def by_policy(env: LiberoEnv, rng: np.random.Generator, policy, arguments: Argum
 
 def ahead(env: LiberoEnv, expert: Expert, steps: int) -> np.ndarray:
     """The expert's next actions from here, (steps, 7); the environment is as before."""
-    if steps == 1:
-        return expert.act()[None]
-    fork = env.save()
-    label = []
-    for _ in range(steps):
-        label.append(expert.act())
-        env.step(label[-1])
-    env.restore(fork)
-    return np.stack(label)
+    return expert.act()[None] if steps == 1 else rehearsed(env, expert, steps)
 
 
 def look(env: LiberoEnv, expert: Expert, observation: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:

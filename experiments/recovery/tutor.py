@@ -16,7 +16,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from mist_interp.core.files import write_atomic
 from mist_interp.data.records import Unit
 from mist_interp.evaluation import evaluate
 from mist_interp.evaluation.arms import ArmLog, Mist, Query
-from mist_interp.evaluation.arms.protocol import clean_answer
 from mist_interp.evaluation.environments import make_libero_env
 from mist_interp.libero.expert import Expert
 from mist_interp.probing.advice import as_dataset, rehearsed
@@ -97,9 +96,8 @@ class Tutored:
         if query.index == 0:
             self.notes.clear()
             self.world.expert = Expert(self.world.env)
-        said = clean_answer(vla, inputs, query)
         with torch.no_grad():
-            _, cache = vla.run_with_cache(inputs, names=list(self.sites))
+            said, cache = vla.run_with_cache(inputs, names=list(self.sites))
         asked = as_dataset(rehearsed(self.world.env, self.world.expert, said.values.shape[1]))
         note = {
             "rows": self.edit.target.rows_of(cache)[0].astype(np.float16),
@@ -110,7 +108,7 @@ class Tutored:
         buffer = io.BytesIO()
         np.savez(buffer, **{key: np.stack(values) for key, values in self.notes.items()})
         write_atomic(self.folder / f"{query.unit.key.replace('/', '+')}.npz", buffer.getvalue())
-        chunk, log = self.edit.act(vla, inputs, query)
+        chunk, log = self.edit.act(vla, inputs, replace(query, clean=said, cache=cache))
         return chunk, ArmLog(self.name, log.edit_norm)
 
 
