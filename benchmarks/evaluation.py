@@ -6,9 +6,9 @@
 Both ways must end in the same rows, which is checked. What forks save depends on how many units are triggered and when,
 so both are stated. The second process loads the policy and the simulator as well, as it does in every run.
 
-Needs a fitted gate (`bash experiments/recovery/run.sh advise fit`).
+Needs a fitted gate (`bash experiments/recovery/run.sh risk`).
 
-    python benchmarks/evaluation.py --gate results/recovery/fit/gate.yaml --out results/benchmarks/evaluation.json
+    python benchmarks/evaluation.py --gate results/recovery/contact/gate.yaml --out results/benchmarks/evaluation.json
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SAME = ("success", "steps", "events", "trigger_query", "prefix_hash")
 class Settings:
     """Time an evaluation with and without forks, and with one and two processes."""
 
-    gate: Path = Path("results/recovery/fit/gate.yaml")
+    gate: Path = Path("results/recovery/contact/gate.yaml")
     """The gate that the arms wait for."""
 
     tasks: tuple[int, ...] = (0, 3, 6, 9)

@@ -1,5 +1,5 @@
 # Everything that this project needs on a fresh Debian with Python 3.11 or 3.12: virtual environment, torch, package, system GL.
-# Sourced (not run) by experiments/quickstart.sh and tests/run.sh; leaves $VENV_PYTHON behind. The second call is quick.
+# Sourced (not run) by the scripts; leaves $VENV_PYTHON behind, and what they share. The second call is quick.
 #
 #   PYTHON=python3.12    which interpreter makes the virtual environment (default: the first of python3.11, python3.12, python3)
 #   TORCH=torch==2.13.0  what pip installs as torch (default: that; pip's own settings decide where from)
@@ -9,6 +9,16 @@ _say() { printf '\033[1m[set-up]\033[0m %s\n' "$*" >&2; }
 _stop() {
   _say "$@"
   exit 1
+}
+
+# PROCESSES copies of a command, each with its share of the work; fails if one of them fails.
+in_shards() {
+  local pids=() shard
+  for ((shard = 0; shard < PROCESSES; shard++)); do
+    "$@" --shard "$shard/$PROCESSES" &
+    pids+=($!)
+  done
+  for shard in "${pids[@]}"; do wait "$shard"; done
 }
 
 # Install Debian packages as root; anyone else gets the exact command to run.

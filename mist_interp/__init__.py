@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mist_interp.core.names import Site as Site
     from mist_interp.data.activations import collect as collect
     from mist_interp.data.policy_source import PolicySource as PolicySource
+    from mist_interp.probing.benefit import Benefit as Benefit
     from mist_interp.probing.conformal import ConformalAlarm as ConformalAlarm
     from mist_interp.probing.deviation import Deviation as Deviation
     from mist_interp.probing.predictor import RiskPredictor as RiskPredictor
@@ -33,6 +34,7 @@ _HOMES = {
     "Site": "core.names",
     "TokenLayout": "core.layout",
     "Probe": "probing.probe",
+    "Benefit": "probing.benefit",
     "ConformalAlarm": "probing.conformal",
     "Deviation": "probing.deviation",
     "RiskPredictor": "probing.predictor",

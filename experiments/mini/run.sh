@@ -23,18 +23,8 @@ STAGES=(demonstrations train dagger continue expert evaluate)
 BASE_STAGES=(base base-dagger base-continue base-evaluate)
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
-# PROCESSES copies of a command, each with its share of the work; fails if one of them fails.
-in_shards() {
-  local pids=() shard
-  for ((shard = 0; shard < PROCESSES; shard++)); do
-    "$VENV_PYTHON" "$@" --shard "$shard/$PROCESSES" &
-    pids+=($!)
-  done
-  for shard in "${pids[@]}"; do wait "$shard"; done
-}
-
 demonstrations() {
-  in_shards $SCRIPTS/demonstrations.py --out "$RUN/demos" --episodes "$EPISODES"
+  in_shards "$VENV_PYTHON" $SCRIPTS/demonstrations.py --out "$RUN/demos" --episodes "$EPISODES"
 }
 
 train() {
@@ -44,7 +34,7 @@ train() {
 }
 
 dagger() {
-  in_shards $SCRIPTS/demonstrations.py --out "$RUN/dagger" --episodes "$DAGGER_EPISODES" --first-seed 20000 \
+  in_shards "$VENV_PYTHON" $SCRIPTS/demonstrations.py --out "$RUN/dagger" --episodes "$DAGGER_EPISODES" --first-seed 20000 \
     --policy "$RUN/first"
 }
 
@@ -54,7 +44,7 @@ continue_training() {
 }
 
 expert() {
-  in_shards $SCRIPTS/expert_table.py --out "$RUN/results/expert"
+  in_shards "$VENV_PYTHON" $SCRIPTS/expert_table.py --out "$RUN/results/expert"
 }
 
 evaluate() {
@@ -70,7 +60,7 @@ base() {
 }
 
 base_dagger() {
-  in_shards $SCRIPTS/demonstrations.py --out "$RUN/base-dagger" --episodes "$BASE_DAGGER_EPISODES" --first-seed 30000 \
+  in_shards "$VENV_PYTHON" $SCRIPTS/demonstrations.py --out "$RUN/base-dagger" --episodes "$BASE_DAGGER_EPISODES" --first-seed 30000 \
     --policy "$RUN/base-first" --every 2
 }
 

@@ -1,10 +1,11 @@
 """Which arms does the study of recovery compare, and with what strength?
 
-Writes two lists that `mist eval --arms` reads: `main.yaml` (the arm under test beside its placebos and rivals) and
-`ablations.yaml` (one thing changed at a time, for the validation split). Also made here, from training start states
-only: the direction of success (difference of means) and the neurons that move dz most.
+Writes lists that `mist eval --arms` reads: `main.yaml` (the arm under test beside its placebos and rivals), `edit.yaml`
+(that arm alone), `ablations.yaml` (one thing changed at a time, for the validation split) and `learned.yaml` (an edit
+that aims at what an expert would do, and its placebos). Also made here, from training start states only: the direction
+of success (difference of means), probes of other tokens, and the neurons that move dz most.
 
-    python experiments/recovery/arms.py --rollouts runs/study/mini --fit results/recovery/fit
+    python experiments/recovery/arms.py --rollouts runs/study/mini --out results/recovery
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from mist_interp import HookedVLA
 from mist_interp.analysis.neurons import neuron_effects, neuron_table
 from mist_interp.data import RolloutStore
 from mist_interp.libero import LiberoEnv, LiberoSuite
+from mist_interp.probing import Probe, Risk
 from mist_interp.probing.contrasts import contrast_sets
 from mist_interp.steering import SteeringDirection
 
 PLACEBOS = ("random-direction", "reversed", "wrong-dimension", "noise")
+TOKENS = ("action_read", "vision", "proprio")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,8 @@ class Settings:
     rollouts: Path = Path("runs/study/mini")
     """Recorded rollouts."""
 
-    fit: Path = Path("results/recovery/fit")
-    """Folder of `fit.py`; the lists are written there."""
-
-    run: Path = Path("results/recovery/main")
-    """Results folder of the main table: the sham triggers take their number from its `none`."""
+    out: Path = Path("results/recovery")
+    """Folder of the study: the lists are written to its arms/, the sham triggers take their number from its main/."""
 
     train: tuple[int, int] = (0, 13)
     """Start states that directions are made from: from, up to but without."""
@@ -50,75 +50,88 @@ class Settings:
     layer: int = 2
     """Block behind which `mist` edits."""
 
-    dims: tuple[str, ...] = ("dx", "dy", "dz", "gripper")
-    """Dimensions that `mist` may move."""
-
-    size: float = 1.0
-    """Share of the deviation that is to be made up."""
+    size: float = 0.2
+    """How far the mean motion along a flagged dimension is moved back, in normalised units."""
 
 
 def main(settings: Settings) -> None:
     """Directions, neurons, lists."""
-    made = settings.fit / "success_direction"
+    folder = settings.out / "arms"
     store = RolloutStore.open(settings.rollouts)
     rows = store.episodes(["episode", "init_state"])
     train = store.only(rows.loc[rows["init_state"].between(settings.train[0], settings.train[1] - 1), "episode"])
     failed, succeeded = contrast_sets(train, ("resid_post", settings.layer), target="failure")
-    SteeringDirection.from_contrast(succeeded, failed).save(made)
-    mist = edit(settings)
-    lists: dict[str, list[Any]] = {
-        "main": [
-            "none",
-            "safe-stop",
-            "generic-slow",
-            mist,
-            "failsafe-style",
-            {**mist, "kind": "action-correction"},
-            *({**mist, "kind": kind} for kind in PLACEBOS),
-            {"kind": "concept-neurons", "neurons": raising(), "when": "fired"},
-            {"kind": "sham-triggers", "arm": mist, "of": str(settings.run)},
-            {"kind": "constant-steer", "direction": str(made)},
-        ],
-        "ablations": ablations(settings, mist),
+    SteeringDirection.from_contrast(succeeded, failed).save(folder / "success_direction")
+    for tokens in TOKENS:
+        where = Probe(("resid_post", settings.layer), tokens=tokens, target=Risk(dimensions=("dx", "dy", "dz")))
+        where.fit(train).save(folder / f"probe_{tokens}")
+    lists = {
+        "main": rivals(settings, folder),
+        "edit": ["none", edit(settings)],
+        "ablations": ablations(settings, folder),
+        "learned": learned(settings),
     }
     for name, arms in lists.items():
-        (settings.fit / f"{name}.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
         print(f"{name}: {', '.join(arm if isinstance(arm, str) else arm.get('name', arm['kind']) for arm in arms)}")
 
 
 def edit(settings: Settings) -> dict[str, Any]:
-    """The arm under test."""
-    return {
-        "kind": "mist",
-        "wanted": "learned",
-        "target": str(settings.fit / "deviation"),
-        "size": settings.size,
-        "layer": settings.layer,
-        "dims": list(settings.dims),
-        "otherwise": list(settings.dims),
-        "rounds": 3,
-        "stride": 0.5,
-        "adapt": False,
-    }
+    """The arm under test: back a little along the dimension that is about to bring a contact."""
+    shape = {"dims": ["dx", "dy", "dz"], "otherwise": ["dz"], "rounds": 3, "stride": 0.5, "adapt": False}
+    return {"kind": "mist", "wanted": "retreat", "size": settings.size, "layer": settings.layer, **shape}
 
 
-def ablations(settings: Settings, mist: dict[str, Any]) -> list[Any]:
+def rivals(settings: Settings, folder: Path) -> list[Any]:
+    """The arm under test in two strengths, its placebos, and what others do."""
+    mist = edit(settings)
+    strong = {**mist, "size": 5 * settings.size}
+    return [
+        "none",
+        "safe-stop",
+        "generic-slow",
+        mist,
+        {**strong, "name": "mist-strong"},
+        "failsafe-style",
+        {**mist, "kind": "action-correction"},
+        *({**mist, "kind": kind} for kind in PLACEBOS),
+        *({**strong, "kind": kind, "name": f"{kind}-strong"} for kind in ("action-correction", *PLACEBOS[::2])),
+        {"kind": "concept-neurons", "neurons": raising(), "when": "fired"},
+        {"kind": "sham-triggers", "arm": mist, "of": str(settings.out / "main")},
+        {"kind": "constant-steer", "direction": str(folder / "success_direction")},
+    ]
+
+
+def ablations(settings: Settings, folder: Path) -> list[Any]:
     """One thing changed at a time."""
-    unlearned = {key: value for key, value in mist.items() if key != "target"}
+    mist = edit(settings)
     others = [layer for layer in range(4) if layer != settings.layer]
+    along = {"kind": "learned", "when": "fired"}
     return [
         "none",
         mist,
         *({**mist, "layer": layer, "name": f"layer-{layer}"} for layer in others),
-        *({**mist, "size": size, "name": f"size-{size}"} for size in (0.5, 1.5)),
-        {**mist, "rounds": 1, "name": "one-round"},
+        *({**mist, "size": size, "name": f"size-{size}"} for size in (0.1, 0.3, 0.5)),
+        {**{key: value for key, value in mist.items() if key != "stride"}, "rounds": 1, "name": "one-round"},
         {**mist, "hold": False, "name": "hold-nothing"},
         {**mist, "generic": True, "name": "all-dimensions-at-once"},
-        {**mist, "dims": ["dz", "gripper"], "name": "dz-and-gripper"},
-        {**unlearned, "wanted": "retreat", "size": 0.3, "name": "retreat"},
-        {**unlearned, "wanted": "brake", "size": 0.7, "name": "brake"},
+        *({**mist, "steps": steps, "name": f"steps-{steps[0]}-{steps[-1]}"} for steps in ([0, 1, 2, 3], [4, 5, 6, 7])),
+        {**mist, "wanted": "brake", "size": 0.3, "name": "brake"},
         {**mist, "when": "triggered", "name": "from-the-trigger-on"},
+        {**mist, "when": "always", "name": "gate-off"},
+        {"kind": "sham-triggers", "arm": mist, "of": str(settings.out / "ablations")},
+        *({**along, "probe": str(folder / f"probe_{tokens}"), "name": f"add-{tokens}"} for tokens in TOKENS),
+        {**along, "probe": str(folder / f"probe_{TOKENS[0]}"), "mode": "clamp", "name": "clamp"},
+        {**along, "probe": str(folder / f"probe_{TOKENS[0]}"), "mode": "project_out", "name": "project-out"},
     ]
+
+
+def learned(settings: Settings) -> list[Any]:
+    """The edit that aims at what an expert would do otherwise (`deviation.py`), for the gate that is opened by that."""
+    dims = ["dx", "dy", "dz", "gripper"]
+    where = {"target": str(settings.out / "deviation" / "deviation"), "dims": dims, "otherwise": dims}
+    mist = {**edit(settings), "wanted": "learned", "size": 1.0, **where}
+    return ["none", "generic-slow", mist, *({**mist, "kind": kind} for kind in ("action-correction", *PLACEBOS))]
 
 
 def raising(count: int = 4) -> list[list[int]]:

@@ -2,11 +2,11 @@
 
 A read-out fitted on the unedited policy's states is asked about others as soon as it is acted upon. Here the edit of
 the arm `mist` is live at every query of training start states; beside what the read-out sees, the expert's chunk is
-noted, rehearsed on a fork of the simulator (DAgger: Ross et al., 2011). `fit.py` takes the files up.
+noted, rehearsed on a fork of the simulator (DAgger: Ross et al., 2011). `deviation.py` takes the files up.
 
 Run it again and it goes on; processes share the folder with --shard i/n.
 
-    python experiments/recovery/tutor.py --fit results/recovery/fit --out runs/study/tutored
+    python experiments/recovery/tutor.py --fit results/recovery/first --out runs/study/tutored
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from mist_interp.probing.deviation import Deviation, half_range_of
 class Settings:
     """Ask the expert beside the edited policy."""
 
-    fit: Path = Path("results/recovery/fit")
-    """Folder with the deviation of `fit.py`."""
+    fit: Path = Path("results/recovery/first")
+    """Folder with the deviation of `deviation.py`."""
 
     out: Path = Path("runs/study/tutored")
     """Folder for a file per episode, and for the results folder of the run."""

@@ -28,13 +28,7 @@ base() {
 }
 
 audit() {
-  local pids=() shard
-  for ((shard = 0; shard < PROCESSES; shard++)); do
-    "$VENV_PYTHON" experiments/labels/audit.py --rollouts "$RUN/mini" --out "$OUT" --episodes 100000 --subsets 6 \
-      --shard "$shard/$PROCESSES" &
-    pids+=($!)
-  done
-  for shard in "${pids[@]}"; do wait "$shard"; done
+  in_shards "$VENV_PYTHON" experiments/labels/audit.py --rollouts "$RUN/mini" --out "$OUT" --episodes 100000 --subsets 6
 }
 
 actions() { "$VENV_PYTHON" experiments/study/actions.py --rollouts "$RUN/mini" --out "$OUT"; }

@@ -8,7 +8,6 @@ _HOMES = {
     "Protocol": "execute",
     "Detector": "detector",
     "Gate": "gate",
-    "Benefit": "gate",
     "read_gate": "gate_files",
     "Mist": "arms",
     "SafeStop": "arms",

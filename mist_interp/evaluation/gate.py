@@ -2,7 +2,7 @@
 
     z_d     = (risk_d - centre_d(q)) / width_d(q)          of dimension d at query q, as the alarm was calibrated
     on_d    goes on at z_d > limit_d, off again at z_d < limit_d - release
-    fired   = any on_d, and budget left, and (benefit >= its threshold, if a benefit is asked for)
+    fired   = any on_d, and budget left, and (benefit > its threshold, if a benefit is asked for)
 
 The first query with an on_d is that of the conformal alarm (`mist_interp.probing.conformal`), which promises of it: a
 safe episode that is exchangeable with the calibration has one with a probability of at most alpha. What comes after
@@ -96,33 +96,19 @@ class FittedRisk:
         refuse_shared(self.model.trained_on_, start_states(units))
 
 
-class Scorer(Protocol):
-    """How much acting now is expected to help; from the clean answer and the captured activations."""
-
-    def __call__(self, inputs: PolicyInputs, clean: ActionChunk, cache: Any) -> float: ...
-
-
-@dataclass(frozen=True)
-class Benefit:
-    """Do no harm: act only where acting is expected to help enough.
-
-    Attributes:
-        scorer: larger is better; it may have `sites` that it wants captured, and `config()`.
-        threshold: smallest benefit at which the gate opens.
-    """
-
-    scorer: Scorer
-    threshold: float
+class BenefitSource(Protocol):
+    """Do no harm: how much acting now is expected to help, and whether that is enough; such as `probing.Benefit`."""
 
     @property
-    def sites(self) -> tuple[SiteKey, ...]:
-        """Sites that the scorer wants captured."""
-        return tuple(getattr(self.scorer, "sites", ()))
+    def sites(self) -> Sequence[SiteKey]: ...
 
-    def config(self) -> dict[str, Any]:
-        """Everything that defines it, as JSON."""
-        own = self.scorer.config() if hasattr(self.scorer, "config") else {"scorer": type(self.scorer).__name__}
-        return {"threshold": float(self.threshold), **own}
+    def of(self, cache: Any) -> float: ...
+
+    def allows(self, gain: float) -> bool: ...
+
+    def config(self) -> dict[str, Any]: ...
+
+    def check_units(self, units: Iterable[Unit]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -185,7 +171,7 @@ class Gate:
     max_interventions: int | None = None
     longest: int | None = None
     pause: int = 0
-    benefit: Benefit | None = None
+    benefit: BenefitSource | None = None
     name: str = "gate"
     _state: GateState = field(default_factory=GateState, repr=False)
 
@@ -229,13 +215,15 @@ class Gate:
         return facts | {"benefit": self.benefit.config() if self.benefit else None}
 
     def check_units(self, units: Iterable[Unit]) -> None:
-        """Refuse units on which the risk was fitted or the alarm calibrated.
+        """Refuse units on which the risk or the benefit was fitted, or one of their limits set.
 
         Raises:
             ValueError: there is one; the message names it.
         """
         units = list(units)
         self.source.check_units(units)
+        if self.benefit:
+            self.benefit.check_units(units)
         if isinstance(self.alarm, ConformalAlarm):
             refuse_shared(self.alarm.calibrated_on | self.alarm.trained_on, start_states(units))
 
@@ -280,10 +268,10 @@ class Gate:
         if on and spent:
             facts["spent"] = True
         if opens and self.benefit:
-            benefit = float(self.benefit.scorer(inputs, clean, cache))
+            benefit = self.benefit.of(cache)
             if math.isnan(benefit):
                 raise ValueError(f"gate {self.name!r}: the benefit is NaN")
-            facts["benefit"], opens = _short(benefit), benefit >= self.benefit.threshold
+            facts["benefit"], opens = _short(benefit), self.benefit.allows(benefit)
         self._state = self.after(self._state, on, opens, source)
         values = {output: float(value) for output, value in zip(self.source.outputs, risk, strict=True)}
         return Look(over, opens, clean, values, on, cache, facts)

@@ -2,9 +2,10 @@
 
     risk: runs/predictor            folder of a fitted risk predictor, probe or deviation
     alarm: runs/alarm               folder of a conformal alarm; or  limit: 0.6  for one limit on all outputs
+    benefit: runs/benefit           optional: folder of a fitted benefit, which is asked before each act
     release: 0.1                    optional, as are max_queries, max_interventions, longest, pause and name
 
-Paths are those of the machine that reads the file, from where it is run. A benefit head is code and is given in Python.
+Paths are those of the machine that reads the file, from where it is run.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import yaml
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.evaluation.gate import FittedRisk, Gate, RiskSource
+from mist_interp.probing.benefit import Benefit
 from mist_interp.probing.conformal import ConformalAlarm
 from mist_interp.probing.deviation import Deviation
 from mist_interp.probing.predictor import RiskPredictor
 from mist_interp.probing.probe import Probe
 
 RULES = ("release", "max_queries", "max_interventions", "longest", "pause", "name")
-KEYS = ("risk", "alarm", "limit", *RULES)
+KEYS = ("risk", "alarm", "limit", "benefit", *RULES)
 
 
 def read_gate(path: str | Path) -> Gate:
@@ -48,12 +50,9 @@ def make_gate(given: Mapping[str, Any]) -> Gate:
     if "risk" not in given or ("alarm" in given) == ("limit" in given):
         raise ValueError(f"a gate needs risk=FOLDER and one of alarm=FOLDER and limit=NUMBER; given {dict(given)}")
     alarm = ConformalAlarm.load(given["alarm"]) if "alarm" in given else float(given["limit"])
-    rules = {
-        key: given[key]
-        for key in ("release", "max_queries", "max_interventions", "longest", "pause", "name")
-        if key in given
-    }
-    return Gate(_source(Path(given["risk"])), alarm, **rules)
+    rules = {key: given[key] for key in RULES if key in given}
+    benefit = Benefit.load(given["benefit"]) if "benefit" in given else None
+    return Gate(_source(Path(given["risk"])), alarm, benefit=benefit, **rules)
 
 
 def _source(folder: Path) -> RiskSource:

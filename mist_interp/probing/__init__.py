@@ -1,6 +1,7 @@
 """What can be read off the activations, and is it more than the controls know?"""
 
 from mist_interp.probing.advice import Advice
+from mist_interp.probing.benefit import Benefit
 from mist_interp.probing.conformal import ConformalAlarm
 from mist_interp.probing.contrasts import contrast_sets
 from mist_interp.probing.deviation import Deviation
@@ -28,6 +29,7 @@ __all__ = [
     "MLP",
     "TARGETS",
     "Advice",
+    "Benefit",
     "ConformalAlarm",
     "ContactAhead",
     "Deviation",

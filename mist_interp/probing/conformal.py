@@ -23,9 +23,8 @@ with a modulating width from a separate half).
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -36,7 +35,7 @@ from jaxtyping import Bool, Float
 from statsmodels.stats.proportion import proportion_confint
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.core.files import write_atomic
+from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.provenance import provenance
 from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared
 from mist_interp.data.artefact import OnHub
@@ -44,7 +43,6 @@ from mist_interp.data.records import Array
 from mist_interp.probing.scored import ScoredEpisodes
 
 JOINT = ("max", "split")
-FORMAT = 1
 # A centre and a width of fewer episodes than this are noise; later queries take those of the last that has so many.
 MIN_EPISODES_PER_QUERY = 5
 # No query is given a width below this share of the mean one: a spread of nearly nothing would turn noise into alarms.
@@ -279,8 +277,7 @@ class ConformalAlarm(OnHub):
 
     def save(self, folder: str | Path) -> None:
         """Write `conformal.json` into `folder`."""
-        content = {
-            "format": FORMAT,
+        facts = {
             "alpha": self.alpha,
             "n": self.n,
             "outputs": self.outputs,
@@ -294,7 +291,7 @@ class ConformalAlarm(OnHub):
             "source": self.source,
             "text": str(self),
         }
-        write_atomic(Path(folder) / "conformal.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+        keep(folder, "conformal", facts)
 
     @classmethod
     def load(cls, folder: str | Path) -> ConformalAlarm:
@@ -304,12 +301,7 @@ class ConformalAlarm(OnHub):
             FileNotFoundError: there is none in this folder.
             ValueError: it was written in a format that this version does not know.
         """
-        path = Path(folder) / "conformal.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"no conformal alarm in {Path(folder)}: conformal.json is missing")
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']}; this package reads {FORMAT}")
+        content, _ = kept(folder, "conformal", "conformal alarm")
         return cls(
             alpha=content["alpha"],
             n=content["n"],
@@ -318,8 +310,8 @@ class ConformalAlarm(OnHub):
             limits=tuple(math.inf if limit is None else limit for limit in content["limits"]),
             centre=np.array(content["centre"], dtype=np.float64),
             width=np.array(content["width"], dtype=np.float64),
-            calibrated_on=_states(content["calibrated_on"]),
-            trained_on=_states(content["trained_on"]),
+            calibrated_on=triples(content["calibrated_on"]),
+            trained_on=triples(content["trained_on"]),
             measured=None if content["measured"] is None else FalseAlarms(**content["measured"]),
             source=content["source"],
         )
@@ -357,7 +349,3 @@ def _suprema(
     rows = np.minimum(np.arange(len(scores)), len(centre) - 1)
     suprema: Array = np.maximum.accumulate((scores - centre[rows]) / width[rows], axis=0)
     return suprema
-
-
-def _states(rows: Sequence[Sequence[Any]]) -> frozenset[StartState]:
-    return frozenset((suite, task, init_state) for suite, task, init_state in rows)

@@ -15,22 +15,20 @@ regresses is one expert's way (`mist_interp.probing.advice`), and a policy that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 
 from mist_interp.core.actions import ACTION_NAMES
 from mist_interp.core.errors import UnknownName
-from mist_interp.core.files import write_atomic
+from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.names import Site, SiteKey
 from mist_interp.core.provenance import provenance
 from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared, start_states, unit_of_episode
@@ -40,7 +38,6 @@ from mist_interp.data.records import Array, Unit
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.advice import Advice
 
-FORMAT = 1
 TOKENS = ("action_read", "vision", "proprio")
 
 
@@ -254,9 +251,7 @@ class Deviation(OnHub):
 
     def save(self, folder: str | Path) -> None:
         """Write `deviation.safetensors` and `deviation.json`; no pickle."""
-        folder = Path(folder)
-        content = {
-            "format": FORMAT,
+        facts = {
             "site": self.site_.name,
             "tokens": self.tokens,
             "pool": self.pool,
@@ -266,9 +261,7 @@ class Deviation(OnHub):
             "trained_on": sorted(self.trained_on_),
             "source": self.source_,
         }
-        arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_")) for name in ARRAYS}
-        write_atomic(folder / "deviation.safetensors", save_arrays(arrays))
-        write_atomic(folder / "deviation.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+        keep(folder, "deviation", facts, {name: torch.from_numpy(getattr(self, f"{name}_")) for name in ARRAYS})
 
     @classmethod
     def load(cls, folder: str | Path) -> Deviation:
@@ -278,18 +271,13 @@ class Deviation(OnHub):
             FileNotFoundError: there is none in this folder.
             ValueError: a format that this version does not know.
         """
-        path = Path(folder) / "deviation.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"no deviation in {folder}: deviation.json is missing")
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']}; this package reads {FORMAT}")
+        content, tensors = kept(folder, "deviation", "deviation")
         site = Site(content["site"])
         found = cls(site, content["tokens"], content["pool"], content["alpha"], content["memory"], content["segments"])
-        for name, values in load_arrays((Path(folder) / "deviation.safetensors").read_bytes()).items():
-            setattr(found, f"{name}_", values)
+        for name, values in tensors.items():
+            setattr(found, f"{name}_", values.numpy())
         found.site_, found.source_ = site, content["source"]
-        found.trained_on_ = frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"])
+        found.trained_on_ = triples(content["trained_on"])
         return found
 
     def hub_facts(self) -> Mapping[str, Any]:

@@ -1,19 +1,13 @@
-"""How is a fitted probe kept, and read again without running foreign code?
-
-Arrays go into one safetensors file, everything else into one JSON file.
-"""
+"""What of a fitted probe is kept (`mist_interp.core.kept`)?"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
+import torch
 
-from mist_interp.core.files import write_atomic
+from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.names import Site
 from mist_interp.data.records import Array
 from mist_interp.probing.dataset import FITS
@@ -23,16 +17,13 @@ from mist_interp.probing.targets import target, target_config, target_from_confi
 if TYPE_CHECKING:
     from mist_interp.probing.probe import Probe
 
-FORMAT = 1
-
 
 def save_probe(probe: Probe, folder: Path) -> None:
     """Write `probe.safetensors`, then `probe.json`; see `Probe.save`."""
     arrays: dict[str, Array] = {}
     for fit, readout in probe.fitted.items():
         arrays |= readout_arrays(readout, fit)
-    content = {
-        "format": FORMAT,
+    facts = {
         "site": probe.site_.name,
         "tokens": probe.tokens,
         "pool": probe.pool,
@@ -44,27 +35,20 @@ def save_probe(probe: Probe, folder: Path) -> None:
         "trained_on": sorted(probe.trained_on_),
         "source": probe.source_,
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomic(folder / "probe.safetensors", save_arrays({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-    write_atomic(folder / "probe.json", text)
+    keep(folder, "probe", facts, {name: torch.from_numpy(values) for name, values in arrays.items()})
 
 
 def load_probe(kind: type[Probe], folder: Path) -> Probe:
     """See `Probe.load`."""
-    path = folder / "probe.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no probe in {folder}: probe.json is missing")
-    content = json.loads(path.read_text())
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']}; this package reads {FORMAT}")
+    content, tensors = kept(folder, "probe", "probe")
     site, estimator = Site(content["site"]), estimator_from_config(content["estimator"])
     asked = target_from_config(content["target"])
     probe = kind(site, content["tokens"], content["pool"], estimator, asked, content["seed"])
-    arrays = load_arrays((folder / "probe.safetensors").read_bytes())
+    arrays = {name: values.numpy() for name, values in tensors.items()}
     probe.site_ = site
     probe.outputs_ = tuple(content["outputs"])
     probe.sigma_ = tuple(content["sigma"])
     probe.readouts_ = {fit: readout_from_arrays(arrays, fit, estimator, probe.outputs_) for fit in FITS}
-    probe.trained_on_ = frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"])
+    probe.trained_on_ = triples(content["trained_on"])
     probe.source_ = content["source"]
     return probe

@@ -1,11 +1,7 @@
-"""How is a fitted risk predictor kept, and read again without running foreign code?
-
-Weights go into one safetensors file, everything else into one JSON file.
-"""
+"""What of a fitted risk predictor is kept (`mist_interp.core.kept`)?"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
-from mist_interp.core.files import write_atomic
+from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.names import Site
 from mist_interp.data.records import Array
 from mist_interp.probing.networks import network_config, network_from_config
@@ -27,7 +21,6 @@ from mist_interp.probing.temporal import over_time_config, over_time_from_config
 if TYPE_CHECKING:
     from mist_interp.probing.predictor import RiskPredictor
 
-FORMAT = 1
 _NUMBERS = ("mean", "scale", "slope", "offset")
 
 
@@ -36,8 +29,7 @@ def save_predictor(predictor: RiskPredictor, folder: Path) -> None:
     arrays: dict[str, Array] = {}
     for fit, network in predictor.fitted.items():
         arrays |= network_arrays(network, fit)
-    content = {
-        "format": FORMAT,
+    facts = {
         "sites": [site.name for site in predictor.sites_],
         "tokens": predictor.tokens,
         "pool": predictor.pool,
@@ -50,19 +42,12 @@ def save_predictor(predictor: RiskPredictor, folder: Path) -> None:
         "trained_on": sorted(predictor.trained_on_),
         "source": predictor.source_,
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomic(folder / "predictor.safetensors", save_arrays(arrays))
-    write_atomic(folder / "predictor.json", text)
+    keep(folder, "predictor", facts, {name: torch.from_numpy(values) for name, values in arrays.items()})
 
 
 def load_predictor(kind: type[RiskPredictor], folder: Path) -> RiskPredictor:
     """See `RiskPredictor.load`."""
-    path = folder / "predictor.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no predictor in {folder}: predictor.json is missing")
-    content = json.loads(path.read_text())
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']}; this package reads {FORMAT}")
+    content, tensors = kept(folder, "predictor", "predictor")
     sites = tuple(Site(name) for name in content["sites"])
     recipe = recipe_from_config(content["recipe"])
     predictor = kind(
@@ -75,14 +60,14 @@ def load_predictor(kind: type[RiskPredictor], folder: Path) -> RiskPredictor:
         recipe.training,
         content["seed"],
     )
-    arrays = load_arrays((folder / "predictor.safetensors").read_bytes())
+    arrays = {name: values.numpy() for name, values in tensors.items()}
     predictor.sites_ = sites
     predictor.outputs_ = tuple(content["outputs"])
     predictor.networks_ = {
         fit: network_from_arrays(arrays, fit, recipe, kept) for fit, kept in content["networks"].items()
     }
     predictor.flags_ = tuple(content["flags"])
-    predictor.trained_on_ = frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"])
+    predictor.trained_on_ = triples(content["trained_on"])
     predictor.source_ = content["source"]
     return predictor
 

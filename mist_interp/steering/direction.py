@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.names import Site
 from mist_interp.core.provenance import provenance
 from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared, start_states
 from mist_interp.data.artefact import OnHub
 from mist_interp.data.records import Array, Unit
-from mist_interp.steering.files import FILES, read_direction, write_direction
 from mist_interp.steering.making import Making
 from mist_interp.tracing.interventions import Intervention
 from mist_interp.tracing.verbs import add
@@ -62,7 +62,7 @@ class SteeringDirection(Making, OnHub):
     source: Mapping[str, Any] = field(default_factory=dict)
     trained_on: frozenset[StartState] = frozenset()
 
-    hub_files: ClassVar[tuple[str, ...]] = FILES
+    hub_files: ClassVar[tuple[str, ...]] = ("direction.json", "direction.safetensors")
 
     def __post_init__(self) -> None:
         if self.vector.ndim != 1 or not bool(torch.isfinite(self.vector).all()):
@@ -196,7 +196,7 @@ class SteeringDirection(Making, OnHub):
             "source": self.source,
             "trained_on": sorted(self.trained_on),
         }
-        write_direction(Path(folder), self.vector, facts)
+        keep(folder, "direction", facts, {"vector": self.vector})
 
     @classmethod
     def load(cls, folder: str | Path) -> SteeringDirection:
@@ -206,14 +206,14 @@ class SteeringDirection(Making, OnHub):
             FileNotFoundError: there is no direction in this folder.
             ValueError: it was written in a format that this version does not know.
         """
-        vector, facts = read_direction(Path(folder))
+        facts, tensors = kept(folder, "direction", "steering direction")
         return cls(
             site=Site(facts["site"]),
-            vector=vector,
+            vector=tensors["vector"],
             tokens=facts["tokens"],
             unit=facts["unit"],
             source=facts["source"],
-            trained_on=frozenset((suite, task, init_state) for suite, task, init_state in facts["trained_on"]),
+            trained_on=triples(facts["trained_on"]),
         )
 
     def hub_facts(self) -> Mapping[str, Any]:

@@ -114,7 +114,8 @@ def test_whatever_can_be_published_is_imported_as_its_card_says() -> None:
     import mist_interp.probing  # every class that can be pushed is imported by then
 
     kinds = OnHub.__subclasses__()
-    assert {"Probe", "RiskPredictor", "Deviation", "ConformalAlarm", "SteeringDirection"} <= {k.__name__ for k in kinds}
+    named = {"Probe", "RiskPredictor", "Deviation", "Benefit", "ConformalAlarm", "SteeringDirection"}
+    assert named <= {kind.__name__ for kind in kinds}
     for kind in kinds:
         assert getattr(mist_interp, kind.__name__) is kind
 

@@ -1,7 +1,7 @@
-"""How is a sparse autoencoder kept, and exchanged with sae-lens?
+"""What of a sparse autoencoder is kept (`mist_interp.core.kept`), and how is it exchanged with sae-lens?
 
-Arrays go into one safetensors file, everything else into one JSON file; nothing runs code when it is read. The layout
-of sae-lens differs in names and in the transposed encoder only, so its folders are written and read without it.
+The layout of sae-lens differs in names and in the transposed encoder only, so its folders are written and read
+without it.
 
 Source of that layout: sae-lens 6, `SAE.save_model` and `TopKSAE`.
 """
@@ -18,20 +18,19 @@ from safetensors.torch import save as save_tensors
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
+from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.names import Site
 
 if TYPE_CHECKING:
     from mist_interp.analysis.sae.autoencoder import SparseAutoencoder
 
-FORMAT = 1
 ARRAYS = ("encoder_", "encoder_bias_", "decoder_", "bias_", "mean_", "covariance_")
 SAE = TypeVar("SAE", bound="SparseAutoencoder")
 
 
 def save_sae(sae: SparseAutoencoder, folder: Path) -> None:
     """Write `sae.safetensors`, then `sae.json`; see `SparseAutoencoder.save`."""
-    content = {
-        "format": FORMAT,
+    facts = {
         "params": sae.get_params(),
         "site": None if sae.site_ is None else sae.site_.name,
         "tokens": sae.tokens_,
@@ -39,25 +38,18 @@ def save_sae(sae: SparseAutoencoder, folder: Path) -> None:
         "trained_on": sorted(sae.trained_on_),
         "source": sae.source_,
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomic(folder / "sae.safetensors", save_tensors({name: getattr(sae, name).contiguous() for name in ARRAYS}))
-    write_atomic(folder / "sae.json", text)
+    keep(folder, "sae", facts, {name: getattr(sae, name) for name in ARRAYS})
 
 
 def load_sae(kind: type[SAE], folder: Path) -> SAE:
     """See `SparseAutoencoder.load`."""
-    path = folder / "sae.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no sparse autoencoder in {folder}: sae.json is missing")
-    content = json.loads(path.read_text())
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']}; this package reads {FORMAT}")
+    content, tensors = kept(folder, "sae", "sparse autoencoder")
     sae = kind(**content["params"])
-    for name, tensor in load_tensors((folder / "sae.safetensors").read_bytes()).items():
+    for name, tensor in tensors.items():
         setattr(sae, name, tensor)
     sae.site_ = None if content["site"] is None else Site(content["site"])
     sae.tokens_, sae.n_rows_, sae.source_ = content["tokens"], content["rows"], content["source"]
-    sae.trained_on_ = frozenset((suite, task, init_state) for suite, task, init_state in content["trained_on"])
+    sae.trained_on_ = triples(content["trained_on"])
     return sae
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.data.records import Unit
-from mist_interp.evaluation.gate import Benefit, Gate, see
+from mist_interp.evaluation.gate import Gate, see
 from mist_interp.probing.conformal import ConformalAlarm
 
 
@@ -36,6 +36,26 @@ class Script:
         for unit in units:
             if unit.init_state == 7:
                 raise ValueError("fitted on 7")
+
+
+@dataclass
+class Expected:
+    """A benefit that is read off a list; 0.5 is enough."""
+
+    values: list[float]
+    sites: tuple[Any, ...] = ("of the benefit",)
+
+    def of(self, cache: Any) -> float:
+        return self.values.pop(0)
+
+    def allows(self, gain: float) -> bool:
+        return gain > 0.5
+
+    def config(self) -> dict[str, Any]:
+        return {"expected": len(self.values)}
+
+    def check_units(self, units: Any) -> None:
+        raise ValueError("taught the benefit")
 
 
 class Asked:
@@ -109,12 +129,16 @@ def test_budgets_of_queries_and_of_interventions() -> None:
 
 
 def test_it_opens_only_where_acting_is_expected_to_help() -> None:
-    expected = iter([0.2, 0.7])
-    gate = Gate(Script(column([0.1, 0.9, 0.9])), 0.5, benefit=Benefit(lambda *_: next(expected), 0.7))
+    gate = Gate(Script(column([0.1, 0.9, 0.9])), 0.5, benefit=Expected([0.2, 0.7]))
     seen = run(gate, 3)  # asked twice: not where there is no alarm
     assert [look.fired for look in seen] == [False, False, True] and seen[1].facts["benefit"] == 0.2
     with pytest.raises(ValueError, match="NaN"):
-        run(Gate(Script(column([0.9])), 0.5, benefit=Benefit(lambda *_: float("nan"), 0)), 1)
+        run(Gate(Script(column([0.9])), 0.5, benefit=Expected([float("nan")])), 1)
+
+
+def test_units_that_taught_the_benefit_are_refused() -> None:
+    with pytest.raises(ValueError, match="taught the benefit"):
+        Gate(Script([]), 0.5, benefit=Expected([])).check_units([Unit("libero_spatial", 0, 0)])
 
 
 def test_an_episode_goes_on_from_what_was_remembered_and_begins_anew() -> None:
@@ -133,11 +157,7 @@ def test_an_episode_goes_on_from_what_was_remembered_and_begins_anew() -> None:
 
 
 def test_it_captures_what_the_arm_and_the_scorer_ask_for() -> None:
-    def scorer(*_: Any) -> float:
-        return 1.0
-
-    scorer.sites = ("of the benefit",)  # type: ignore[attr-defined]
-    gate, vla = Gate(Script(column([0.9])), 0.5, benefit=Benefit(scorer, 0.0)), Asked()
+    gate, vla = Gate(Script(column([0.9])), 0.5, benefit=Expected([1.0])), Asked()
     look = see(gate, vla, None, ("of the arm",))  # type: ignore[arg-type]
     assert vla.names == ["risk site", "of the arm", "of the benefit"] and look.cache == {"captured": True}
     assert see(None, vla, None)[:3] == (None, False, None)  # type: ignore[arg-type]

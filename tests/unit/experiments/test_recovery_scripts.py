@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mist_interp.core.names import Site
@@ -28,22 +29,47 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load
 
 
-def test_every_arm_of_the_lists_can_be_made_and_has_a_name_of_its_own(script: Any, tmp_path: Path) -> None:
-    arms = script("arms")
+def stored_deviation(folder: Path) -> None:
     width = len(Deviation("resid_post").tokens) * 4
     stored = Deviation(("resid_post", 2))
     stored.site_, stored.source_, stored.trained_on_ = Site("blocks.2.hook_resid_post"), {}, frozenset()
     stored.mean_, stored.scale_ = np.zeros(width), np.ones(width)
     stored.weights_, stored.intercept_ = np.zeros((14, width)), np.zeros(14)
-    stored.save(tmp_path / "deviation")
-    settings = arms.Settings(fit=tmp_path)
-    mist = arms.edit(settings)
-    listed = [mist, *({**mist, "kind": kind} for kind in (*arms.PLACEBOS, "action-correction"))]
-    made = [parse_arm(one) for one in [*listed, {"kind": "sham-triggers", "arm": mist, "of": "results"}]]
-    made += [parse_arm(one) for one in arms.ablations(settings, mist)[2:]]
-    names = [arm.name for arm in made]
-    assert len(set(names)) == len(names) == 7 + 12
-    assert made[0].dims == ("dx", "dy", "dz", "gripper") and made[0].target.segments == 2
+    stored.save(folder)
+
+
+def test_every_arm_of_the_lists_can_be_made_and_has_a_name_of_its_own(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = script("arms")
+    monkeypatch.setattr(arms, "raising", lambda: [[1, 5], [2, 7]])  # asks the simulator
+    stored_deviation(tmp_path / "deviation" / "deviation")
+    settings, folder = arms.Settings(out=tmp_path), tmp_path / "arms"
+    lists = [arms.rivals(settings, folder), arms.ablations(settings, folder), arms.learned(settings)]
+    for listed, count in zip(lists, (17, 22, 8), strict=True):
+        made = [parse_arm(one) for one in listed if not {"direction", "probe"} & set(one)]  # these need fitted files
+        names = [arm.name for arm in made] + [one.get("name", one["kind"]) for one in listed if "direction" in one]
+        names += [one["name"] for one in listed if "probe" in one]
+        assert len(set(names)) == len(names) == count and names[0] == "none"
+    strong = {arm.name: arm.like if arm.name.startswith("action") else arm for arm in map(parse_arm, lists[0][4:14])}
+    sizes = {name: arm.size for name, arm in strong.items() if hasattr(arm, "size")}
+    assert {name for name, size in sizes.items() if size == 1.0} == {n for n in sizes if n.endswith("strong")}
+    assert parse_arm(lists[2][2]).target.segments == 2
+
+
+def test_the_table_of_what_was_foreseen_counts_episodes(script: Any) -> None:
+    from mist_interp.probing.conformal import ConformalAlarm
+
+    contact = [{"start_step": 20, "peak_force": 2.0}, {"start_step": 3, "peak_force": 0.5}]
+    late = [{"start_step": 6, "peak_force": 2.0}]
+    episodes = pd.DataFrame({"episode": list("abcd"), "contacts": [contact, late, [], []]})
+    episodes["perturbation"] = ["none", "none", "none", "push1"]
+    queries = pd.DataFrame({"episode": list("aabbcd"), "step": [0, 8, 0, 8, 0, 0]})
+    store = SimpleNamespace(queries=lambda columns: queries[columns], episodes=lambda columns: episodes[[*columns]])
+    alarm = ConformalAlarm(0.1, 20, ("dz",), "max", (0.5,), np.zeros((1, 1)), np.ones((1, 1)))
+    risk = np.array([[0.1], [0.9], [0.1], [0.9], [0.9], [0.2]])
+    table = script("risk").foreseen(store, risk, alarm)
+    assert table.loc["none"].tolist() == [3, 2, 1, 1] and table.loc["push1"].tolist() == [1, 0, 0, 0]
 
 
 def test_the_main_table_has_counts_beside_the_rates_and_a_dash_where_nothing_can_be_said(script: Any) -> None:
@@ -64,10 +90,17 @@ def test_the_main_table_has_counts_beside_the_rates_and_a_dash_where_nothing_can
 
 
 def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_start_states(script: Any) -> None:
-    fit, runs = script("fit").Settings(), (SCRIPTS / "run.sh").read_text()
-    spans = [set(range(*fit.train)), set(range(*fit.calibrate))]
-    for pattern in (r"evaluated ablations (\d+)-(\d+)", r"INITS:-(\d+)-(\d+)"):
+    risk, runs = script("risk").Settings(), (SCRIPTS / "run.sh").read_text()
+    spans = [set(range(*risk.train)), set(range(*risk.calibrate))]
+    for pattern in (
+        r"evaluated ablations \S+ \S+ (\d+)-(\d+)",
+        r"evaluated twins .*? (\d+)-(\d+)",
+        r"INITS:-(\d+)-(\d+)",
+    ):
         first, last = (int(number) for number in re.search(pattern, runs).groups())  # type: ignore[union-attr]
         spans.append(set(range(first, last + 1)))
     assert len(set.union(*spans)) == sum(map(len, spans)) and len(spans[-1]) >= 20
-    assert script("tutor").Settings().inits == script("arms").Settings().train == fit.train
+    fit = script("deviation").Settings()
+    assert (fit.train, fit.calibrate) == (risk.train, risk.calibrate)
+    assert script("tutor").Settings().inits == script("arms").Settings().train == risk.train
+    assert len(set(re.findall(r"evaluated (?:careful-main|\S*horizon\S*) \S+ \S+ (\S+)", runs)) | {"20-24"}) == 1

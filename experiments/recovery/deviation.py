@@ -1,9 +1,9 @@
-"""What opens the gate and what the edit aims at: the deviation from the expert, read off the activations of `mini`.
+"""Another opening of the gate and aim of the edit: the deviation from the expert, read off the activations of `mini`.
 
 Fits `Deviation` on one range of start states, calibrates the alarm on another, and writes both with a gate.yaml that
 `mist eval --detector` reads. Prints how well each dimension is read in start states and in tasks that were left out.
 
-    python experiments/recovery/fit.py --rollouts runs/study/mini --advice runs/study/advice --out results/recovery/fit
+    python experiments/recovery/deviation.py --advice runs/study/advice --out results/recovery/deviation
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Settings:
     advice: Path = Path("runs/study/advice")
     """What the expert says to them."""
 
-    out: Path = Path("results/recovery/fit")
+    out: Path = Path("results/recovery/deviation")
     """Folder for deviation/, alarm/, gate.yaml and table.csv."""
 
     tutored: Path | None = None
