@@ -10,7 +10,10 @@ Measured on one core of a busy two-core x86-64 machine: the gate alone 1.08 x a 
 block 1.39 x, one block earlier 2.0 x (seven backward passes through a block), on four of the eight chunk steps 1.8 x;
 two blocks earlier 3.6 x. Where the gate is open at 30 % of the queries an episode costs 1.18, 1.36, 1.29 and 1.82 x.
 
-    python benchmarks/steering.py [--repeats 20] [--out FILE.json]
+With --large the same ways on the widths of the published 7B with two of its 32 blocks and random weights; the other
+thirty are added at the cost of one, measured beside. An estimate, for a processor, in single precision. Aim: 1.3 x.
+
+    python benchmarks/steering.py [--repeats 20] [--large] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,8 +38,20 @@ from mist_interp.data.capture import pooled
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms import Mist, Query, SafeStop
 from mist_interp.evaluation.gate import Gate
+from mist_interp.models.random import random_policy
+from mist_interp.models.rest import rest_of
 from mist_interp.tracing.checks import noise_inputs
 
+# Widths of OpenVLA-OFT: DINOv2-L and SigLIP-so400m at 224 pixels, Llama 2 7B.
+LARGE: dict[str, Any] = {
+    "dino": (1024, 24, 16),
+    "siglip": (1152, 27, 16),
+    "hidden": 4096,
+    "heads": 32,
+    "ffn": 11008,
+    "image_size": 224,
+}
+LARGE_BLOCKS, BUILT = 32, 2
 OPEN = 0.3  # share of the queries above which a gate is called a co-policy
 
 
@@ -45,7 +61,7 @@ class LinearRisk:
 
     weights: np.ndarray
     outputs: tuple[str, ...]
-    site: Any = ("resid_post", 2)
+    site: Any = ("resid_post", -2)
 
     @property
     def sites(self) -> tuple[Any, ...]:
@@ -69,7 +85,7 @@ class LinearRisk:
 
 
 def ways(vla: HookedVLA, inputs: PolicyInputs) -> dict[str, Callable[[], Any]]:
-    """What is compared, by the name that the table shows."""
+    """What is compared, by the name that the table shows; edits as far up as the network has blocks."""
     draw = np.random.default_rng(0)
     risk = LinearRisk(draw.normal(0, 0.01, (7, vla.cfg.d_model)), vla.cfg.action_names)
     shut, open_ = Gate(risk, 2.0), Gate(risk, -1.0)
@@ -85,16 +101,18 @@ def ways(vla: HookedVLA, inputs: PolicyInputs) -> dict[str, Callable[[], Any]]:
 
         return run
 
-    last, middle, early = (Mist(("resid_post", layer)) for layer in (-1, -2, -3))
-    return {
+    last, middle = (Mist(("resid_post", layer)) for layer in (-1, -2))
+    found = {
         "plain network": lambda: vla.policy(inputs),
         "gate, shut": answered(shut, middle),
         "gate, safe-stop": answered(open_, SafeStop()),
         "gate, mist behind the last block": answered(open_, last),
         "gate, mist one block earlier": answered(open_, middle),
         "gate, mist one block earlier, first 4 steps": answered(open_, Mist(("resid_post", -2), steps=(0, 1, 2, 3))),
-        "gate, mist two blocks earlier": answered(open_, early),
     }
+    if vla.cfg.n_layers > BUILT:
+        found["gate, mist two blocks earlier"] = answered(open_, Mist(("resid_post", -3)))
+    return found
 
 
 def measure(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -110,12 +128,36 @@ def measure(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list
     return times
 
 
+def large(repeats: int) -> dict[str, dict[str, float]]:
+    """Estimated ratios for the 7B: what a way adds to a network of two blocks, over a plain query of all 32."""
+    vla = HookedVLA(random_policy(0, layers=BUILT, **LARGE).requires_grad_(False))
+    inputs = noise_inputs(vla)[0]
+    kept = ("plain network", "gate, shut", "gate, mist behind the last block", "gate, mist one block earlier")
+    calls = {name: call for name, call in ways(vla, inputs).items() if name in kept}
+    states = torch.randn(1, vla.layout(inputs).length, vla.cfg.d_model)
+    for start in (0, 1):
+        calls[f"from block {start}"] = partial(rest_of(vla.policy, start), states, inputs)
+    times = {name: statistics.median(values) for name, values in measure(calls, repeats).items()}
+    block = times["from block 0"] - times["from block 1"]
+    plain = times["plain network"] + (LARGE_BLOCKS - BUILT) * block
+    rows = {way: {"ms": times[way], "over_plain": 1 + (times[way] - times[kept[0]]) / plain} for way in kept}
+    print(f"estimate for the 7B: a plain query {plain / 1000:.1f} s, of which a block {block / 1000:.2f} s")
+    for way, row in rows.items():
+        print(f"{way:48s} x {row['over_plain']:.2f}")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--large", action="store_true", help="estimate for the 7B instead; needs 8 GB and minutes")
     parser.add_argument("--out", help="also write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.large:
+        with torch.no_grad():
+            write(options.out, large(options.repeats))
+        return
     vla = HookedVLA.from_pretrained("mini")
     with torch.no_grad():
         times = measure(ways(vla, noise_inputs(vla)[0]), options.repeats)
@@ -130,9 +172,14 @@ def main() -> None:
         print(
             f"{way:48s} {rows[way]['ms']:7.1f} ms  x {ratio:.2f}   open at {OPEN:.0%} of the queries: x {episode:.2f}"
         )
-    if options.out:
+    write(options.out, rows)
+
+
+def write(path: str | None, rows: dict[str, dict[str, float]]) -> None:
+    """Keep the figures, where a file is named."""
+    if path:
         content = {"what": "median CPU milliseconds per query, one thread", "provenance": provenance(), "ways": rows}
-        write_atomic(options.out, json.dumps(content, indent=2) + "\n")
+        write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
