@@ -50,6 +50,9 @@ class Settings:
     out: Path = Path("results/recovery")
     """Folder for the tables and the figure."""
 
+    tested: tuple[str, ...] = ("mist", "mist-strong")
+    """Arms whose tests are listed."""
+
     draws: int = 10_000
     """Bootstrap draws."""
 
@@ -62,8 +65,8 @@ def main(settings: Settings) -> None:
     summary = compare([settings.run], draws=settings.draws)
     twins = summary["twins"]
     write(settings.out / "arms.csv", main_table(summary))
-    tests = pd.DataFrame([flat_test(row) for row in twins["comparisons"] if row["arm"] == "mist"])
-    write(settings.out / "tests.csv", tests.set_index(["outcome", "reference"]))
+    tests = pd.DataFrame([flat_test(row) for row in twins["comparisons"] if row["arm"] in settings.tested])
+    write(settings.out / "tests.csv", tests.set_index(["arm", "outcome", "reference"]))
     draw(twins).savefig(settings.out / "arms.png", dpi=150)
     if settings.types:
         write(settings.out / "by_failure.csv", by_failure(settings.run))
@@ -87,7 +90,17 @@ def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 def flat_test(row: Mapping[str, Any]) -> dict[str, Any]:
     """One comparison in one line."""
-    names = ("outcome", "reference", "of", "better_here", "better_there", "p_mcnemar", "p_holm", "smallest_detectable")
+    names = (
+        "arm",
+        "outcome",
+        "reference",
+        "of",
+        "better_here",
+        "better_there",
+        "p_mcnemar",
+        "p_holm",
+        "smallest_detectable",
+    )
     return {name: row[name] for name in names} | {"difference": row["difference"]["value"]}
 
 

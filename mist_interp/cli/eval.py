@@ -146,6 +146,10 @@ class Command(PolicyOptions):
         if self.dry_run:
             print(f"{result.to_run} of {result.planned} planned episodes would be run: {len(arms)} arms, {self.suite}")
             return 0
+        rows = result.episodes()
+        if self.shard and len(rows) < result.planned:  # intervals of half a run cost minutes and say nothing
+            print(f"{len(rows)} of {result.planned} episodes of the plan are there; mist compare {self.out} sums them up")
+            return 1 if (rows["status"] == "error").any() else 0
         summary = result.summary()
         print_summary(summary)
         if summary["twins"] and summary["twins"]["arms"]:

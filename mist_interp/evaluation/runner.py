@@ -175,10 +175,11 @@ def evaluate(
     else:
         run_episodes(policy, job, todo, lambda row: report(meter.add(row)))
     folder.write_table()
-    # Of several shards only the one that completes the run knows which pairs tell most.
-    if videos == "sample" and (shard is None or not folder.missing(plan)):
-        film_sample(folder, suite, make_env=make_env)
-    write_summary(folder)
+    # Of several shards only the one that completes the run knows what all of it says, and which pairs tell most.
+    if shard is None or not folder.missing(plan):
+        if videos == "sample":
+            film_sample(folder, suite, make_env=make_env)
+        write_summary(folder)
     return Evaluation(folder, len(plan), len(todo))
 
 

@@ -4,8 +4,10 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from rich.console import Console
@@ -75,6 +77,31 @@ def test_eval_loads_the_policy_as_told(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert main(["eval", "--out", str(tmp_path), *options]) == 1
     assert main(["eval", "--out", str(tmp_path)]) == 1
     assert seen == [PolicySource("owner/name", "cuda", "bfloat16", "eager", "libero_goal"), PolicySource("mini")]
+
+
+@pytest.mark.parametrize(("planned", "errors", "code", "summed"), [(9, 0, 0, False), (9, 1, 1, False), (3, 0, 0, True)])
+def test_a_shard_sums_up_only_when_all_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    planned: int,
+    errors: int,
+    code: int,
+    summed: bool,
+) -> None:
+    rows = pd.DataFrame({"status": ["ok"] * (3 - errors) + ["error"] * errors})
+    said = []
+
+    def summary() -> dict[str, Any]:
+        said.append("summary")
+        return {"twins": None, "episodes": {"errors": 0}}
+
+    result = SimpleNamespace(planned=planned, episodes=lambda: rows, summary=summary)
+    monkeypatch.setattr("mist_interp.evaluation.runner.evaluate", lambda *_, **__: result)
+    monkeypatch.setattr("mist_interp.cli.progress.print_summary", lambda summary: None)
+    assert main(["eval", "--out", str(tmp_path), "--shard", "0/2", "--no-report"]) == code
+    assert bool(said) == summed
+    assert ("3 of 9 episodes of the plan are there; mist compare" in capsys.readouterr().out) != summed
 
 
 def test_eval_refuses_an_unknown_policy_before_the_heavy_imports(tmp_path: Path) -> None:
