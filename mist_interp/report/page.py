@@ -19,7 +19,7 @@ from mist_interp.evaluation.plan import REFERENCE_ARM, Unit
 from mist_interp.report.figures import rates_figure, score_figure
 from mist_interp.report.run import Run, load_run
 from mist_interp.report.style import SCRIPT, STYLE
-from mist_interp.report.tables import comparison_table, episode_table, main_table, percent, task_table
+from mist_interp.report.tables import comparison_tables, episode_table, main_table, percent, task_table
 from mist_interp.report.twin_tables import twin_section
 from mist_interp.report.video import Take, paired_video_data_url, read_frames
 
@@ -146,7 +146,7 @@ def _paired(run: Run) -> str:
     if not run.summary["comparisons"]:
         return ""
     return (
-        f"<h2>Arm against arm, unit by unit</h2>{comparison_table(run.summary)}"
+        f"<h2>Arm against arm, unit by unit</h2>{comparison_tables(run.summary)}"
         f'<p class="note">What an edit does must differ from {REFERENCE_ARM} and from a placebo of equal size. Exact '
         "McNemar test on the units whose outcome differs, Holm-corrected over all comparisons of an outcome. "
         "Smallest detectable: the change in points that this many units find with 80 % power at p = 0.05.</p>"

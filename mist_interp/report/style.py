@@ -42,9 +42,21 @@ margin: 20px 0 26px; } .film p { margin: 0 0 8px; font-size: 13.5px; } details {
 cursor: pointer; color: var(--muted); font-size: 13.5px; } th[data-sort] { cursor: pointer; } dl { display:
 grid; grid-template-columns: max-content 1fr; gap: 5px 22px;
 margin: 12px 0; font-size: 13.5px; } dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+h3 { font-size: 14px; font-weight: 600; margin: 16px 0 0; }
+.matrices { display: flex; flex-wrap: wrap; gap: 0 56px; } .matrices > div { max-width: 100%; }
+table.matrix { width: auto; } table.matrix th { white-space: normal; }
+table.matrix th small { display: block; font-size: 11.5px; font-weight: 400; }
+table.matrix td, table.matrix th { padding-right: 8px; padding-left: 14px; }
+table.matrix :is(th, td):first-child, table.tasks :is(th, td):first-child {
+  position: sticky; left: 0; background: var(--paper); padding-left: 0;
+}
+td.better { color: var(--good); font-weight: 600; } td.worse { color: var(--bad); font-weight: 600; }
+td small { font-weight: 400; } table.tasks { width: auto; } table.tasks .cell { text-align: center; padding: 5px 7px; }
 code, pre { font: 12px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; } pre { background:
 var(--wash); padding: 10px 14px; border-radius: 6px; overflow-x: auto; } @media print { body { padding: 0; }
-details { display: none; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
+details:not(.full) { display: none; }
+details.full::details-content { content-visibility: visible; } h2, h3 { break-after: avoid; }
+figure { break-inside: avoid; } }
 """
 
 SCRIPT = """

@@ -6,6 +6,7 @@ Shares are printed in per cent with their interval below; an undefined number is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -13,6 +14,15 @@ from mist_interp.evaluation.metrics import METRICS, Metric
 from mist_interp.report.figures import arm_colours
 
 DASH = "–"
+LEVEL = 0.05
+TASKS_ABREAST = 10
+TEST_FACTS = ("p_mcnemar", "p_holm", "smallest_detectable")
+_OUTCOMES = {"success_rate": "success", "collision_rate_1n": "collision, 1 N"}
+_READING = (
+    "Change in points and its 95 % interval; units that end better here : better there; p after Holm's correction. "
+    "Bold where p &lt; 0.05, green for better, red for worse. The tooltip of a cell has the method, the units, the "
+    "uncorrected p and the smallest detectable change."
+)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -73,44 +83,162 @@ def _estimate_cell(of: Metric, estimate: Mapping[str, Any]) -> str:
     return f'<td title="{hint}">{value}<small>{interval}</small></td>'
 
 
-def comparison_table(summary: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class Comparison:
+    """A paired test of two arms, as the report writes it.
+
+    Attributes:
+        arm: whose change it is.
+        reference: what it is compared with.
+        outcome: in words; comparisons of one outcome share a matrix and Holm's correction.
+        of: label of the quantity that changes.
+        units: how many the test rests on.
+        difference: `value`, `low`, `high` as shares, None where undefined, and `method`.
+        better_here: units whose outcome is better under the arm.
+        better_there: units whose outcome is better under the reference.
+        p_mcnemar: exact test on the units whose outcome differs.
+        p_holm: the same, corrected.
+        smallest_detectable: share that this many units find with 80 % power.
+    """
+
+    arm: str
+    reference: str
+    outcome: str
+    of: str
+    units: int
+    difference: Mapping[str, Any]
+    better_here: int
+    better_there: int
+    p_mcnemar: float
+    p_holm: float
+    smallest_detectable: float | None
+
+
+def comparison_tables(summary: Mapping[str, Any]) -> str:
     """Paired differences against the reference arm and against placebos, with their tests."""
+    return write_comparisons([_paired_comparison(entry, summary) for entry in summary["comparisons"]], summary)
+
+
+def _paired_comparison(entry: Mapping[str, Any], summary: Mapping[str, Any]) -> Comparison:
+    # The summary counts where a metric's event happens; a collision is one that had better not.
+    here, there = entry["only_arm"], entry["only_reference"]
+    if entry["metric"] != "success_rate":
+        here, there = there, here
+    return Comparison(
+        arm=entry["arm"],
+        reference=entry["reference"],
+        outcome=_OUTCOMES[entry["metric"]],
+        of=summary["labels"][entry["metric"]],
+        units=entry["difference"]["n"],
+        difference=entry["difference"],
+        better_here=here,
+        better_there=there,
+        **{name: entry[name] for name in TEST_FACTS},
+    )
+
+
+def write_comparisons(comparisons: Sequence[Comparison], summary: Mapping[str, Any]) -> str:
+    """Per outcome a matrix of arms by what they are compared with; folded below, every comparison with all its facts.
+
+    Args:
+        comparisons: in the order in which arms, references and outcomes are to appear.
+        summary: of the run, for the colours of its arms.
+    """
     colours = arm_colours(list(summary["arms"]))
-    labels = {"success_rate": "success", "collision_rate_1n": "collision, 1 N"}
+    outcomes = dict.fromkeys(c.outcome for c in comparisons)
+    matrices = "".join(_matrix([c for c in comparisons if c.outcome == name], colours) for name in outcomes)
+    return (
+        f'<div class="matrices">{matrices}</div><p class="note">{_READING}</p>'
+        f'<details class="full"><summary>All {len(comparisons)} comparisons with both p values and the smallest '
+        f"detectable change</summary>{_long_table(comparisons, colours)}</details>"
+    )
+
+
+def _matrix(comparisons: Sequence[Comparison], colours: Mapping[str, str]) -> str:
+    """One row per arm, one column per reference."""
+    known = {(c.arm, c.reference): c for c in comparisons}
+    columns = {c.reference: c.of for c in comparisons}
+    heads = "".join(f"<th>against {escape(name)}<small>{escape(of)}</small></th>" for name, of in columns.items())
     rows = []
-    for entry in summary["comparisons"]:
-        difference = entry["difference"]
-        low, high = signed_percent(difference["low"]), signed_percent(difference["high"])
-        detectable = percent(entry["smallest_detectable"])
-        rows.append(
-            f"<tr><td>{arm_label(entry['arm'], colours)}</td>"
-            f"<td class='text'>{arm_label(entry['reference'], colours)}</td>"
-            f"<td class='text'>{labels[entry['metric']]}</td>"
-            f"<td title='{escape(difference['method'])}'>{signed_percent(difference['value'])}"
-            f"<small>{low} – {high}</small></td><td>{entry['only_arm']} : {entry['only_reference']}</td>"
-            f"<td>{p_value(entry['p_mcnemar'])}</td><td>{p_value(entry['p_holm'])}</td><td>{detectable}</td></tr>"
-        )
+    for arm in dict.fromkeys(c.arm for c in comparisons):
+        cells = "".join(_matrix_cell(known.get((arm, name))) for name in columns)
+        rows.append(f"<tr><td>{arm_label(arm, colours)}</td>{cells}</tr>")
+    title, content = comparisons[0].outcome, html_table(f"<th>arm</th>{heads}", rows, "matrix")
+    return f"<div><h3>{escape(title[0].upper() + title[1:])}</h3>{content}</div>"
+
+
+def _matrix_cell(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return '<td title="not tested"></td>'
+    here, there, p = comparison.better_here, comparison.better_there, p_value(comparison.p_holm)
+    kind = ("better" if here > there else "worse") if comparison.p_holm < LEVEL else ""
+    return (
+        f'<td class="{kind}" title="{escape(_facts(comparison))}">{_change(comparison)}'
+        f"<small>{here} : {there}, p {escape(p if p.startswith('<') else f'= {p}')}</small></td>"
+    )
+
+
+def _change(comparison: Comparison) -> str:
+    """Change in points above its interval."""
+    value, low, high = (signed_percent(comparison.difference[end]) for end in ("value", "low", "high"))
+    if comparison.difference["value"] is None:
+        return f"{DASH}<small>n = {comparison.units}</small>"
+    return f"{value}<small>{'no interval' if comparison.difference['low'] is None else f'{low} – {high}'}</small>"
+
+
+def _facts(comparison: Comparison) -> str:
+    """All that is known of a comparison, in one line."""
+    value, low, high = (signed_percent(comparison.difference[end]) for end in ("value", "low", "high"))
+    return (
+        f"{comparison.arm} against {comparison.reference}, {comparison.of}: {value} points, interval {low} to {high} "
+        f"({comparison.difference['method']}); {comparison.units} units, {comparison.better_here} better here, "
+        f"{comparison.better_there} better there; p {p_value(comparison.p_mcnemar)} (McNemar), "
+        f"{p_value(comparison.p_holm)} (Holm); smallest detectable {percent(comparison.smallest_detectable)} points"
+    )
+
+
+def _long_table(comparisons: Sequence[Comparison], colours: Mapping[str, str]) -> str:
+    """One row per comparison."""
+    rows = [
+        f"<tr><td>{arm_label(c.arm, colours)}</td><td class='text'>{arm_label(c.reference, colours)}</td>"
+        f"<td class='text'>{escape(c.outcome)}</td><td class='text'>{escape(c.of)}</td><td>{c.units}</td>"
+        f"<td title='{escape(c.difference['method'])}'>{_change(c)}</td><td>{c.better_here} : {c.better_there}</td>"
+        f"<td>{escape(p_value(c.p_mcnemar))}</td><td>{escape(p_value(c.p_holm))}</td>"
+        f"<td>{percent(c.smallest_detectable)}</td></tr>"
+        for c in comparisons
+    ]
     heads = (
-        "<th>arm</th><th class='text'>against</th><th class='text'>outcome</th><th>change, points</th>"
-        "<th>only here : only there</th><th>p, McNemar</th><th>p, Holm</th><th>smallest detectable</th>"
+        "<th>arm</th><th class='text'>against</th><th class='text'>outcome</th><th class='text'>of</th>"
+        "<th>units</th><th>change,<br>points</th><th>better<br>here : there</th><th>p,<br>McNemar</th>"
+        "<th>p,<br>Holm</th><th>smallest<br>detectable</th>"
     )
     return html_table(heads, rows)
 
 
 def task_table(summary: Mapping[str, Any]) -> str:
-    """Successes per task and arm, shaded by the success rate, collisions below."""
-    arms = list(summary["arms"])
-    colours = arm_colours(arms)
+    """Successes per arm and task, shaded by the success rate, collisions below; the tasks in words under them."""
     by_task: dict[int, dict[str, Mapping[str, Any]]] = {}
     for entry in summary["tasks"]:
         by_task.setdefault(entry["task"], {})[entry["arm"]] = entry
+    tasks = list(by_task.items())
+    arms = list(summary["arms"])
+    return "".join(
+        _tasks_abreast(dict(tasks[first : first + TASKS_ABREAST]), arms)
+        for first in range(0, len(tasks), TASKS_ABREAST)
+    )
+
+
+def _tasks_abreast(by_task: Mapping[int, Mapping[str, Mapping[str, Any]]], arms: Sequence[str]) -> str:
+    """One row per arm, one column per task."""
+    colours = arm_colours(arms)
+    instructions = {task: escape(next(iter(entries.values()))["instruction"]) for task, entries in by_task.items()}
+    heads = "".join(f'<th class="cell" title="{text}">task {task}</th>' for task, text in instructions.items())
     rows = []
-    for task, entries in by_task.items():
-        cells = "".join(_task_cell(entries[arm]) if arm in entries else "<td></td>" for arm in arms)
-        instruction = next(iter(entries.values()))["instruction"]
-        rows.append(f"<tr><td class='muted'>{task}</td><td class='text'>{escape(instruction)}</td>{cells}</tr>")
-    heads = "".join(f"<th style='text-align:center'>{arm_label(arm, colours)}</th>" for arm in arms)
-    return html_table(f"<th>task</th><th class='text'>instruction</th>{heads}", rows)
+    for arm in arms:
+        cells = "".join(_task_cell(entries[arm]) if arm in entries else "<td></td>" for entries in by_task.values())
+        rows.append(f"<tr><td>{arm_label(arm, colours)}</td>{cells}</tr>")
+    words = "".join(f"<dt>task {task}</dt><dd>{text}</dd>" for task, text in instructions.items())
+    return f"{html_table(f'<th>arm</th>{heads}', rows, 'tasks')}<dl>{words}</dl>"
 
 
 def _task_cell(entry: Mapping[str, Any]) -> str:

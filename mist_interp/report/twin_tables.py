@@ -1,6 +1,6 @@
 """How is written what the arms' twins say?
 
-One table per kind of bad outcome, one for how the pairs came about, one with the tests.
+One table and one matrix of tests per kind of bad outcome, one table for how the pairs came about.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from mist_interp.evaluation.twin_metrics import PAIRS
 from mist_interp.report.figures import arm_colours
 from mist_interp.report.tables import (
     DASH,
+    TEST_FACTS,
+    Comparison,
     arm_label,
     html_table,
-    p_value,
     percent,
     signed_percent,
+    write_comparisons,
 )
 
 OUTCOME_LABELS = {"failure": "failure", "event": "contact after the trigger"}
@@ -36,7 +38,7 @@ def twin_section(summary: Mapping[str, Any]) -> str:
     return (
         f"<h2>Twin worlds</h2><p class='note'>Each unit beside its own twin under {reference}, where the detector runs "
         f"and nothing is done. It fires in {twins['triggered']} units, of which {percent(spontaneous)} % succeed all "
-        f"the same: spontaneous recovery.</p>{tables}{twin_comparison_table(summary)}"
+        f"the same: spontaneous recovery.</p>{tables}{twin_comparison_tables(summary)}"
         "<p class='note'>Exact McNemar test on the units whose outcome differs, Holm-corrected over all comparisons of "
         f"an outcome. How the pairs came about:</p>{pair_table(summary)}<p class='note'>Forked: begun at the trigger "
         f"of {reference}. Matched: run from the start and equal until the trigger, state by state. Untriggered: the "
@@ -76,28 +78,24 @@ def pair_table(summary: Mapping[str, Any]) -> str:
     return html_table("<th>arm</th>" + "".join(f"<th>{kind}</th>" for kind in PAIRS), rows)
 
 
-def twin_comparison_table(summary: Mapping[str, Any]) -> str:
+def twin_comparison_tables(summary: Mapping[str, Any]) -> str:
     """Tests on the twins: against the reference what was rescued and spoilt, against placebos the causal RR."""
-    twins, colours = summary["twins"], arm_colours(list(summary["arms"]))
-    rows = []
-    for entry in twins["comparisons"]:
-        difference = entry["difference"]
-        value, low, high = (signed_percent(difference[end]) for end in ("value", "low", "high"))
-        rows.append(
-            f"<tr><td>{arm_label(entry['arm'], colours)}</td>"
-            f"<td class='text'>{arm_label(entry['reference'], colours)}</td>"
-            f"<td class='text'>{OUTCOME_LABELS[entry['outcome']]}</td>"
-            f"<td class='text'>{escape(twins['labels'][entry['of']])}</td><td>{entry['units']}</td>"
-            f"<td title='{escape(difference['method'])}'>{value}<small>{low} – {high}</small></td>"
-            f"<td>{entry['better_here']} : {entry['better_there']}</td><td>{p_value(entry['p_mcnemar'])}</td>"
-            f"<td>{p_value(entry['p_holm'])}</td><td>{percent(entry['smallest_detectable'])}</td></tr>"
+    labels = summary["twins"]["labels"]
+    comparisons = [
+        Comparison(
+            arm=entry["arm"],
+            reference=entry["reference"],
+            outcome=OUTCOME_LABELS[entry["outcome"]],
+            of=labels[entry["of"]],
+            units=entry["units"],
+            difference=entry["difference"],
+            better_here=entry["better_here"],
+            better_there=entry["better_there"],
+            **{name: entry[name] for name in TEST_FACTS},
         )
-    heads = (
-        "<th>arm</th><th class='text'>against</th><th class='text'>bad outcome</th><th class='text'>of</th>"
-        "<th>units</th><th>change, points</th><th>better here : there</th><th>p, McNemar</th><th>p, Holm</th>"
-        "<th>smallest detectable</th>"
-    )
-    return html_table(heads, rows)
+        for entry in summary["twins"]["comparisons"]
+    ]
+    return write_comparisons(comparisons, summary)
 
 
 _METRICS = ("causal_recovery", "harm_rate", "net_benefit", "net_benefit_all")
