@@ -148,7 +148,9 @@ class Command(PolicyOptions):
             return 0
         rows = result.episodes()
         if self.shard and len(rows) < result.planned:  # intervals of half a run cost minutes and say nothing
-            print(f"{len(rows)} of {result.planned} episodes of the plan are there; mist compare {self.out} sums them up")
+            print(
+                f"{len(rows)} of {result.planned} episodes of the plan are there; mist compare {self.out} sums them up"
+            )
             return 1 if (rows["status"] == "error").any() else 0
         summary = result.summary()
         print_summary(summary)

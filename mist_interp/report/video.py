@@ -25,6 +25,7 @@ from mist_interp.evaluation.folder import Row
 from mist_interp.evaluation.video import FRAME_EVERY, FRAMES_PER_SECOND
 
 PANEL, HEADER, FOOTER, GAP = 256, 30, 46, 10
+ABREAST = 4  # panels in a row: a page is about that wide
 PAPER, INK, MUTED, HAIRLINE = (255, 255, 255), (29, 33, 41), (109, 116, 128), (217, 220, 225)
 GOOD, BAD, EDIT = (47, 125, 91), (196, 60, 50), (31, 111, 159)
 # A contact of one control step would pass unseen at 15 frames per second.
@@ -60,16 +61,20 @@ def read_frames(path: Path) -> list[UInt8[np.ndarray, "height width 3"]]:
 
 
 def paired_frames(takes: Sequence[Take], threshold: float | None = None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Frames of the episodes side by side, until the longest has ended."""
+    """Frames of the episodes side by side, `ABREAST` in a row, until the longest has ended."""
     length = max(take.steps for take in takes)
     scores = np.concatenate([take.queries["score"].dropna().to_numpy(dtype=float) for take in takes])
     limits = _score_limits(scores, threshold)
+    columns = min(len(takes), ABREAST)
+    size = (columns * (PANEL + GAP) - GAP, HEADER + PANEL + FOOTER)
     for step in range(0, length + HOLD_FRAMES * FRAME_EVERY, FRAME_EVERY):
-        width = len(takes) * PANEL + (len(takes) - 1) * GAP
-        canvas = Image.new("RGB", (width, HEADER + PANEL + FOOTER), PAPER)
-        for index, take in enumerate(takes):
-            _panel(canvas, index * (PANEL + GAP), take, step, length, limits, threshold)
-        yield np.asarray(canvas)
+        rows = []
+        for first in range(0, len(takes), columns):
+            canvas = Image.new("RGB", size, PAPER)
+            for place, take in enumerate(takes[first : first + columns]):
+                _panel(canvas, place * (PANEL + GAP), take, step, length, limits, threshold)
+            rows.append(np.asarray(canvas))
+        yield np.concatenate(rows)
 
 
 def paired_video_data_url(takes: Sequence[Take], threshold: float | None = None) -> str:

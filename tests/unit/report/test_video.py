@@ -8,6 +8,7 @@ import pandas as pd
 from mist_interp.data.video import write_video
 from mist_interp.evaluation.video import FRAME_EVERY, FRAMES_PER_SECOND
 from mist_interp.report.video import (
+    ABREAST,
     BAD,
     FLASH_STEPS,
     FOOTER,
@@ -39,6 +40,18 @@ def test_panels_stand_side_by_side_for_the_longest_episode() -> None:
     assert len(frames) == 48 // FRAME_EVERY + HOLD_FRAMES
     assert picture(frames[3], 0)[128, 128, 0] == 53 and picture(frames[3], 1)[128, 128, 0] == 103
     assert picture(frames[-1], 0)[128, 128, 0] == 56 and picture(frames[-1], 1)[128, 128, 0] == 112
+
+
+def test_many_panels_stand_in_several_rows() -> None:
+    takes = [take(f"arm {place}", 16, 40 * place) for place in range(ABREAST + 2)]
+    frame = next(paired_frames(takes))
+    height = HEADER + PANEL + FOOTER
+    assert frame.shape == (2 * height, ABREAST * (PANEL + GAP) - GAP, 3)
+    shades = [
+        picture(frame[height * (place // ABREAST) :], place % ABREAST)[128, 128, 0] for place in range(len(takes))
+    ]
+    assert shades == [40 * place for place in range(len(takes))]
+    assert (picture(frame[height:], ABREAST - 1) == 255).all()  # nobody stands there
 
 
 def test_a_contact_flashes_in_its_own_panel_at_its_time() -> None:
