@@ -53,7 +53,7 @@ report() {
   recovery tables --run "$OUT/main" --out "$OUT"
 }
 
-twins() { evaluated twins edit contact 45-49; }
+twins() { DISTURBED="none push0.4 noise0.3 push1" evaluated twins edit contact 45-49; }
 
 benefit() {
   recovery benefit --run "$OUT/twins" --gate "$OUT/contact/gate.yaml" --out "$OUT/careful"
