@@ -35,7 +35,7 @@ class Settings:
     perturbations: tuple[str, ...] = ("none", "push1", "noise0.3", "bias0.15")
     """Of which episodes, in this order."""
 
-    inits: int = 15
+    inits: int = 13
     """Of start states below this one: those that the deviation is fitted on."""
 
     shard: str = "0/1"

@@ -1,8 +1,9 @@
 """Where will the edit help and where will it spoil? A second head for the gate, fitted on forked twins.
 
 Takes a results folder with `none` and the arm, on start states that serve nothing else; brings every triggered unit to
-its trigger again by replaying what was executed, and reads there what the gate would see. Half of the start states
-teach `Benefit`, the other half set its limit. Writes benefit/ and a gate.yaml that asks it.
+its trigger again by replaying what was executed, and reads there what the gate would see. Some start states teach
+`Benefit`, the others set its limit. A bad outcome is a failure of the task here. Writes benefit/ and a gate.yaml that
+asks it.
 
     python experiments/recovery/benefit.py --run results/recovery/twins --out results/recovery/careful
 """

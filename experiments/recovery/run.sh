@@ -62,12 +62,15 @@ benefit() {
 
 advise() { in_shards "$VENV_PYTHON" experiments/recovery/advise.py --rollouts "$RUN/mini" --out "$RUN"; }
 
-deviation() { recovery deviation --rollouts "$RUN/mini" --advice "$RUN/advice" --out "$OUT/first"; }
+deviation() {
+  recovery deviation --rollouts "$RUN/mini" --advice "$RUN/advice" --out "$OUT/first" --perturbations $DISTURBED
+}
 
 # The expert beside the edited policy (one round of DAgger), then the fit that counts.
 tutor() {
   in_shards "$VENV_PYTHON" experiments/recovery/tutor.py --fit "$OUT/first" --out "$RUN/tutored"
-  recovery deviation --rollouts "$RUN/mini" --advice "$RUN/advice" --tutored "$RUN/tutored" --out "$OUT/deviation"
+  recovery deviation --rollouts "$RUN/mini" --advice "$RUN/advice" --tutored "$RUN/tutored" --out "$OUT/deviation" \
+    --perturbations $DISTURBED
 }
 
 learned() {

@@ -138,7 +138,8 @@ def by_failure(run: Path) -> pd.DataFrame:
                 counts[arm] = counts.get(arm, 0) + int(row["success"])
     if env is not None:
         env.close()
-    return pd.DataFrame.from_dict(table, orient="index").fillna(0).astype(int).sort_values("units", ascending=False)
+    found = pd.DataFrame.from_dict(table, orient="index", columns=None if table else ["units"])
+    return found.fillna(0).astype(int).sort_values("units", ascending=False)
 
 
 def way_of_failing(env: Any, unit: Unit, queries: pd.DataFrame, row: Mapping[str, Any]) -> str:

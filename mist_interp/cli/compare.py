@@ -55,7 +55,10 @@ def twin_lines(summary: Mapping[str, Any]) -> list[str]:
     if not twins or not twins["arms"]:
         return ["no trigger was logged, so there are no twins to compare"]
     labels = twins["labels"]
-    lines = [f"twins under {twins['reference']}: {twins['triggered']} units with a trigger"]
+    lines = [
+        f"twins under {twins['reference']}: {twins['triggered']} units with a trigger; false triggers, "
+        f"of units that go well and touch nothing: {_number(twins['false_trigger_rate'])}"
+    ]
     for outcome in twins["outcomes"]:
         for arm, facts in twins["arms"].items():
             numbers = ", ".join(f"{labels[name]} {_number(facts[outcome][name])}" for name in labels)

@@ -1,7 +1,7 @@
 """How is a fitted object kept in a folder, and read again without running foreign code?
 
-Numbers go into `<name>.safetensors`, everything else into `<name>.json`. The JSON is written last: it makes the object
-exist, so a cut between the two leaves none rather than half of one.
+Numbers go into `<name>.safetensors`, everything else into `<name>.json`. The JSON makes the object exist: it is written
+last, and that of an older object is removed first, so a cut leaves none rather than one that is half old, half new.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def keep(
     Raises:
         ValueError: a fact is NaN or infinite, which JSON cannot say; nothing is written.
     """
-    folder = Path(folder)
-    text = json.dumps({"format": FORMAT, **facts}, indent=2, allow_nan=False) + "\n"
-    if tensors is not None:
+    path = Path(folder) / f"{name}.json"
+    named = None if tensors is None else sorted(tensors)
+    text = json.dumps({"format": FORMAT, **facts, "tensors": named}, indent=2, allow_nan=False) + "\n"
+    path.unlink(missing_ok=True)
+    if tensors is None:
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
+    else:
         content = save_tensors({key: value.contiguous() for key, value in tensors.items()})
-        write_atomic(folder / f"{name}.safetensors", content)
-    write_atomic(folder / f"{name}.json", text)
+        write_atomic(path.with_suffix(".safetensors"), content)
+    write_atomic(path, text)
 
 
 def kept(folder: str | Path, name: str, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -54,7 +58,7 @@ def kept(folder: str | Path, name: str, what: str) -> tuple[dict[str, Any], dict
         what: is looked for, in words, for the errors.
 
     Raises:
-        FileNotFoundError: there is none of this name in this folder.
+        FileNotFoundError: there is none of this name in this folder, or its numbers are gone.
         ValueError: it was written in a format that this version does not know.
     """
     path = Path(folder) / f"{name}.json"
@@ -63,8 +67,9 @@ def kept(folder: str | Path, name: str, what: str) -> tuple[dict[str, Any], dict
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} has format {facts.get('format')}; this package reads {FORMAT}")
-    numbers = path.with_suffix(".safetensors")
-    return facts, load_tensors(numbers.read_bytes()) if numbers.is_file() else {}
+    if facts.pop("tensors", []) is None:
+        return facts, {}
+    return facts, load_tensors(path.with_suffix(".safetensors").read_bytes())
 
 
 def triples(rows: Iterable[Sequence[Any]]) -> frozenset[tuple[str, int, int]]:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.evaluation.caveats import partial_reasons, placebo_arms, warnings_of
+from mist_interp.evaluation.caveats import partial_reasons, placebo_arms, published_rate, warnings_of
 from mist_interp.evaluation.folder import ResultsFolder, flat
 from mist_interp.evaluation.plan import REFERENCE_ARM
 from mist_interp.evaluation.statistics import DRAWS
@@ -55,6 +55,7 @@ def compare(
         if name not in possible:
             raise UnknownName("arm", name, possible)
     rows, reasons, warnings, placebos = [], [], _differences(folders, labels), []
+    published = None
     for folder, label, names in zip(folders, labels, named, strict=True):
         settings, finished, plan = folder.config()["settings"], folder.rows(), folder.plan()
         rows += [row | {"arm": names[row["arm"]]} for row in finished if names[row["arm"]] in chosen]
@@ -64,6 +65,8 @@ def compare(
             reasons.append(f"{prefix}{len(finished)} of {len(plan)} planned episodes have run")
         warnings += [prefix + warning for warning in warnings_of(settings, finished)]
         placebos += [names[arm] for arm in placebo_arms(settings) if names[arm] in chosen]
+        if base in names.values():
+            published = published_rate(settings)
     if not rows:
         raise ValueError("none of these arms has a finished episode")
     return summarize(
@@ -72,6 +75,7 @@ def compare(
         partial=reasons,
         warnings=warnings,
         placebos=placebos,
+        published=published,
         reference=base,
         draws=draws,
     )

@@ -15,9 +15,11 @@ never changed: other settings in the same folder are an error that names them.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,16 @@ class ResultsFolder:
         write_atomic(self.config_path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         lines = [json.dumps(episode.as_row(), ensure_ascii=False) for episode in plan]
         write_atomic(self.path / "plan.jsonl", "\n".join(lines) + "\n")
+        if self.missing(plan):  # what was said of fewer episodes must not stand beside more
+            for name in ("summary.json", "report.html"):
+                (self.path / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from adding rows, and from being here."""
+        with self.rows_path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @property
     def config_path(self) -> Path:

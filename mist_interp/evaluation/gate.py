@@ -2,7 +2,7 @@
 
     z_d     = (risk_d - centre_d(q)) / width_d(q)          of dimension d at query q, as the alarm was calibrated
     on_d    goes on at z_d > limit_d, off again at z_d < limit_d - release
-    fired   = any on_d, and budget left, and (benefit > its threshold, if a benefit is asked for)
+    fired   = any on_d, and budget left, and (benefit > its threshold at the first of them, if a benefit is asked for)
 
 The first query with an on_d is that of the conformal alarm (`mist_interp.probing.conformal`), which promises of it: a
 safe episode that is exchangeable with the calibration has one with a probability of at most alpha. What comes after
@@ -124,6 +124,7 @@ class GateState:
         open: whether it was open at the last query.
         run: length of the present such run, or of the last one.
         since: queries since the gate was last open.
+        allowed: what the benefit said at the first query at which the gate would have opened; None before.
     """
 
     query: int = 0
@@ -134,6 +135,7 @@ class GateState:
     open: bool = False
     run: int = 0
     since: int = 0
+    allowed: bool | None = None
 
 
 class Look(NamedTuple):
@@ -160,7 +162,7 @@ class Gate:
         max_interventions: most runs of such queries per episode.
         longest: most queries of one such run; the policy then has the robot to itself for `pause` queries.
         pause: queries after each such run at which the gate stays shut.
-        benefit: asked only where the alarm is on.
+        benefit: asked once per episode, where the gate would first open: that is what its threshold is calibrated for.
         name: name in settings and figures.
     """
 
@@ -267,12 +269,15 @@ class Gate:
         opens = bool(on) and not spent
         if on and spent:
             facts["spent"] = True
+        allowed = self._state.allowed
         if opens and self.benefit:
-            benefit = self.benefit.of(cache)
-            if math.isnan(benefit):
-                raise ValueError(f"gate {self.name!r}: the benefit is NaN")
-            facts["benefit"], opens = _short(benefit), self.benefit.allows(benefit)
-        self._state = self.after(self._state, on, opens, source)
+            if allowed is None:
+                benefit = self.benefit.of(cache)
+                if math.isnan(benefit):
+                    raise ValueError(f"gate {self.name!r}: the benefit is NaN")
+                facts["benefit"], allowed = _short(benefit), self.benefit.allows(benefit)
+            opens = allowed
+        self._state = replace(self.after(self._state, on, opens, source), allowed=allowed)
         values = {output: float(value) for output, value in zip(self.source.outputs, risk, strict=True)}
         return Look(over, opens, clean, values, on, cache, facts)
 

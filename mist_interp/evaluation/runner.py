@@ -147,8 +147,8 @@ def evaluate(
         check_units = getattr(judged, "check_units", None)
         if check_units:
             check_units(units_of(plan))
-    part = first_units(plan, limit) if limit is not None else plan
-    part = shard_of(part, shard) if shard else part
+    wanted = first_units(plan, limit) if limit is not None else plan
+    part = shard_of(wanted, shard) if shard else wanted
     folder = ResultsFolder(out)
     if dry_run:
         return Evaluation(folder, len(plan), len(folder.missing(part, retry_errors=retry_errors)))
@@ -174,9 +174,10 @@ def evaluate(
         run_in_processes(vla, job, todo, workers, lambda row: report(meter.add(row)))
     else:
         run_episodes(policy, job, todo, lambda row: report(meter.add(row)))
-    folder.write_table()
+    with folder.locked():  # else a shard that read fewer rows could write its table over a fuller one
+        folder.write_table()
     # Of several shards only the one that completes the run knows what all of it says, and which pairs tell most.
-    if shard is None or not folder.missing(plan):
+    if shard is None or not folder.missing(wanted):
         if videos == "sample":
             film_sample(folder, suite, make_env=make_env)
         write_summary(folder)

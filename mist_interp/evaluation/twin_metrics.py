@@ -162,6 +162,18 @@ TWIN_METRICS: dict[str, tuple[str, str, Callable[..., Estimate]]] = {
 """Name -> (column head, definition, function)."""
 
 
+def false_trigger_rate(reference: pd.DataFrame, *, draws: int = DRAWS) -> Estimate:
+    """Share of the safe units (success, no forbidden contact of 1 N under the reference) in which the detector fires.
+
+    A conformal gate promises it for units that are exchangeable with its calibration; this is what it was.
+    """
+    safe = ~_failed(reference, _numbers(reference, "trigger_step"))
+    if "collision_1n" in reference:
+        safe &= ~reference["collision_1n"].astype(bool).to_numpy()
+    fired = (_triggered(reference) & safe).astype(float)
+    return ratio_estimate(fired, safe.astype(float), task_labels(reference), proportion=True, draws=draws)
+
+
 def pair_kinds(rows: pd.DataFrame, reference: pd.DataFrame) -> np.ndarray:
     """(units,) one of `PAIRS`: how far an arm's episode is the twin of the reference's.
 
@@ -198,6 +210,7 @@ def summarize_twins(
         "definitions": {name: text for name, (_, text, _) in TWIN_METRICS.items()},
         "triggered": int(_triggered(base).sum()),
         "spontaneous_recovery_rate": spontaneous.as_row(),
+        "false_trigger_rate": false_trigger_rate(base, draws=draws).as_row(),
         "arms": {},
         "comparisons": [],
     }

@@ -1,7 +1,7 @@
 """Would acting help here, or would it spoil what goes well by itself?
 
     gain       B(none) - B(arm)                     of one unit and its forked twin: 1 saved, -1 spoilt, 0 neither
-    predicted  w standardised(rows) + b             ridge regression, the penalty chosen by leave-one-out
+    predicted  w standardised(rows) + b             ridge regression, the penalty chosen by leaving start states out
     act        predicted > limit                    limit = the ceil((n + 1)(1 - alpha))-th smallest prediction among
                                                     n other units that acting spoils
 
@@ -9,8 +9,8 @@ B is 1 for a bad outcome. The rows are the activations at the trigger, where the
 that of the alarm (`mist_interp.probing.conformal`): of a unit that acting would spoil and that is exchangeable with
 those n, the promise is that it is acted upon with a probability of at most alpha.
 
-Where it misleads: the promise is of the first query with an alarm; at later ones, and after an edit, the states are
-others. Twins differ by luck as well (any change re-draws the outcome), so most of a gain cannot be predicted.
+Where it misleads: it is fitted and calibrated at the trigger, so a gate asks it there and nowhere else. Twins differ by
+luck as well (any change re-draws the outcome), so most of a gain cannot be predicted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import GroupKFold
 
 from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.names import Site, SiteKey
@@ -36,6 +37,7 @@ from mist_interp.data.records import Array, Unit
 from mist_interp.probing.conformal import rank_limit
 
 PENALTIES = tuple(10.0**power for power in range(0, 7))
+FOLDS = 5
 ARRAYS = ("mean", "scale", "weights", "intercept")
 
 
@@ -68,7 +70,7 @@ class Benefit(OnHub):
         intercept_: (1,).
         threshold_: what a prediction must exceed; infinity until `calibrate` has found one.
         alpha_, harmed_: what the threshold promises, and from how many spoilt units.
-        trained_on_: start states that were fitted on or calibrated on.
+        trained_on_, calibrated_on_: start states that were fitted on, and behind the threshold.
         source_: counts and versions.
     """
 
@@ -85,18 +87,23 @@ class Benefit(OnHub):
             site: the site as the policy names it.
 
         Raises:
-            ValueError: all gains are the same.
+            ValueError: all gains are the same, or all twins are of one start state.
         """
         gains = np.array([twin.gain for twin in twins], dtype=np.float64)
-        if len(set(gains)) < 2:
+        if len(start_states(twin.unit for twin in twins)) < 2 or len(set(gains)) < 2:
             raise ValueError(f"{len(twins)} twins with the gains {sorted({t.gain for t in twins})} teach no difference")
         rows = np.stack([twin.row for twin in twins]).astype(np.float64)
         self.mean_, scale = rows.mean(0), rows.std(0)
         self.scale_ = np.where(scale > 0, scale, 1.0)
-        ridge = RidgeCV(PENALTIES).fit((rows - self.mean_) / self.scale_, gains)
+        states = [f"{t.unit.suite}/{t.unit.task}/{t.unit.init_state}" for t in twins]
+        folds = GroupKFold(min(FOLDS, len(set(states)))).split(rows, groups=states)
+        ridge = RidgeCV(PENALTIES, cv=list(folds), scoring="neg_mean_squared_error").fit(
+            (rows - self.mean_) / self.scale_, gains
+        )
         self.site_, self.weights_, self.intercept_ = site, ridge.coef_, np.array([ridge.intercept_])
         self.threshold_, self.harmed_ = math.inf, 0
         self.alpha_: float | None = None
+        self.calibrated_on_: frozenset[StartState] = frozenset()
         self.trained_on_: frozenset[StartState] = start_states(twin.unit for twin in twins)
         counts = {name: int((gains == value).sum()) for name, value in GAINS.items()}
         self.source_: dict[str, Any] = {
@@ -112,19 +119,25 @@ class Benefit(OnHub):
         """Set the threshold on other twins: with too few spoilt ones it is infinite, and the gate never opens.
 
         Raises:
-            ValueError: a start state was fitted on, or alpha is no share.
+            ValueError: nothing is fitted, a start state was fitted on, or alpha is no share.
         """
+        self._check_fitted()
         states = start_states(twin.unit for twin in twins)
         refuse_shared(self.trained_on_, states)
         spoilt = [twin.row for twin in twins if twin.gain < 0]
         scores = self.predict(np.stack(spoilt)) if spoilt else np.zeros(0)
         self.threshold_ = rank_limit(scores, alpha)
         self.alpha_, self.harmed_ = float(alpha), len(spoilt)
-        self.trained_on_ |= states
+        self.calibrated_on_ = states
         return self
 
     def predict(self, rows: Float[Array, "queries width"]) -> Float[Array, " queries"]:
-        """The expected gain."""
+        """The expected gain.
+
+        Raises:
+            ValueError: nothing is fitted.
+        """
+        self._check_fitted()
         found: Array = ((rows - self.mean_) / self.scale_) @ self.weights_ + self.intercept_[0]
         return found
 
@@ -150,9 +163,10 @@ class Benefit(OnHub):
 
     def config(self) -> dict[str, Any]:
         """Everything that defines it, as JSON."""
-        place = {"site": str(self.site), "tokens": self.tokens, "pool": self.pool}
+        place = {"site": self.site_.name, "tokens": self.tokens, "pool": self.pool}
         promise = {"threshold": repr(float(self.threshold_)), "alpha": self.alpha_, "harmed": self.harmed_}
-        return {**place, **promise, "trained_on": fingerprint(self.trained_on_)}
+        seen = {"trained_on": fingerprint(self.trained_on_), "calibrated_on": fingerprint(self.calibrated_on_)}
+        return place | promise | seen
 
     def check_units(self, units: Iterable[Unit]) -> None:
         """Refuse units on whose start states it was fitted or calibrated.
@@ -160,15 +174,21 @@ class Benefit(OnHub):
         Raises:
             ValueError: there is one; the message names it.
         """
-        refuse_shared(self.trained_on_, start_states(units))
+        refuse_shared(self.trained_on_ | self.calibrated_on_, start_states(units))
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "weights_"):
+            raise ValueError("this benefit is not fitted: call fit first")
 
     def __str__(self) -> str:
+        if not hasattr(self, "weights_"):
+            return "not fitted"
         if self.alpha_ is None:
             return "not calibrated: never acts"
         if math.isinf(self.threshold_):
             return f"cannot certify alpha = {self.alpha_:g} with {self.harmed_} spoilt units: never acts"
-        promise = f"one that acting spoils is acted upon with a probability of at most {self.alpha_:g}"
-        return f"acts above {self.threshold_:.4g}: {promise} (from {self.harmed_} such units)"
+        promise = f"a unit that acting spoils is acted upon with a probability of at most {self.alpha_:g}"
+        return f"acts above {self.threshold_:.4g} at the trigger: {promise} (from {self.harmed_} such units)"
 
     # -- keeping
 
@@ -182,6 +202,7 @@ class Benefit(OnHub):
             "alpha": self.alpha_,
             "harmed": self.harmed_,
             "trained_on": sorted(self.trained_on_),
+            "calibrated_on": sorted(self.calibrated_on_),
             "source": self.source_,
             "text": str(self),
         }
@@ -202,7 +223,7 @@ class Benefit(OnHub):
         found.site_, found.source_ = Site(facts["site"]), facts["source"]
         found.threshold_ = math.inf if facts["threshold"] is None else facts["threshold"]
         found.alpha_, found.harmed_ = facts["alpha"], facts["harmed"]
-        found.trained_on_ = triples(facts["trained_on"])
+        found.trained_on_, found.calibrated_on_ = triples(facts["trained_on"]), triples(facts["calibrated_on"])
         return found
 
     def hub_facts(self) -> Mapping[str, Any]:

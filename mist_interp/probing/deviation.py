@@ -230,7 +230,7 @@ class Deviation(OnHub):
     def config(self) -> dict[str, Any]:
         """Everything that defines it, as JSON."""
         place = {
-            "site": str(self.site),
+            "site": self.site_.name,
             "tokens": list(self.tokens),
             "pool": self.pool,
             "alpha": self.alpha,

@@ -35,10 +35,12 @@ def twin_section(summary: Mapping[str, Any]) -> str:
         for outcome, definition in twins["outcomes"].items()
     )
     reference, spontaneous = escape(twins["reference"]), twins["spontaneous_recovery_rate"]["value"]
+    false = twins["false_trigger_rate"]
     return (
         f"<h2>Twin worlds</h2><p class='note'>Each unit beside its own twin under {reference}, where the detector runs "
         f"and nothing is done. It fires in {twins['triggered']} units, of which {percent(spontaneous)} % succeed all "
-        f"the same: spontaneous recovery.</p>{tables}{twin_comparison_tables(summary)}"
+        f"the same: spontaneous recovery. Of the {false['n']} units that go well and touch nothing it fires in "
+        f"{percent(false['value'])} %: false triggers.</p>{tables}{twin_comparison_tables(summary)}"
         "<p class='note'>Exact McNemar test on the units whose outcome differs, Holm-corrected over all comparisons of "
         f"an outcome. How the pairs came about:</p>{pair_table(summary)}<p class='note'>Forked: begun at the trigger "
         f"of {reference}. Matched: run from the start and equal until the trigger, state by state. Untriggered: the "

@@ -287,6 +287,10 @@ class ActionCorrection:
         """See `Arm`."""
         return {**self.like.config(), "kind": "action-correction"}
 
+    def check_units(self, units: Iterable[Unit]) -> None:
+        """See `Mist`."""
+        self.like.check_units(units)
+
     def act(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[ActionChunk, ArmLog]:
         """See `Arm`."""
         clean = clean_answer(vla, inputs, query)

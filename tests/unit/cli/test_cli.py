@@ -92,6 +92,9 @@ def test_a_shard_sums_up_only_when_all_are_there(
     rows = pd.DataFrame({"status": ["ok"] * (3 - errors) + ["error"] * errors})
     said = []
 
+    if summed:
+        (tmp_path / "summary.json").touch()
+
     def summary() -> dict[str, Any]:
         said.append("summary")
         return {"twins": None, "episodes": {"errors": 0}}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mist_interp.core import kept as module
 from mist_interp.core.kept import keep, kept, triples
 
 
@@ -33,6 +34,32 @@ def test_numbers_without_their_facts_are_no_object(tmp_path: Path) -> None:
     (tmp_path / "probe.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no linear probe in .*: probe\.json is missing"):
         kept(tmp_path, "probe", "linear probe")
+
+
+def test_a_cut_while_one_is_replaced_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(tmp_path, "probe", {"limit": 1}, {"weights": torch.ones(1)})
+    plain = module.write_atomic
+
+    def cut(path: Path, content: bytes | str) -> None:
+        if path.suffix == ".json":
+            raise OSError("the disk is full")
+        plain(path, content)
+
+    monkeypatch.setattr(module, "write_atomic", cut)
+    with pytest.raises(OSError, match="full"):
+        keep(tmp_path, "probe", {"limit": 2}, {"weights": torch.zeros(1)})
+    with pytest.raises(FileNotFoundError):
+        kept(tmp_path, "probe", "probe")
+
+
+def test_numbers_belong_to_the_object_that_was_kept_last(tmp_path: Path) -> None:
+    keep(tmp_path, "probe", {}, {"weights": torch.ones(1)})
+    keep(tmp_path, "probe", {})
+    assert kept(tmp_path, "probe", "probe")[1] == {} and not (tmp_path / "probe.safetensors").exists()
+    keep(tmp_path, "probe", {}, {"weights": torch.ones(1)})
+    (tmp_path / "probe.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"probe\.safetensors"):
+        kept(tmp_path, "probe", "probe")
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

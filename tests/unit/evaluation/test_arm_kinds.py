@@ -438,10 +438,11 @@ def test_a_learned_target_moves_each_segment_of_the_chunk_as_it_says(
 
 
 def test_a_learned_target_refuses_units_that_it_was_fitted_on(target: Deviation) -> None:
-    arm = Mist(wanted="learned", target=target)
-    with pytest.raises(ValueError, match="40"):
-        arm.check_units([Unit("libero_spatial", 0, 40)])
-    arm.check_units([Unit("libero_spatial", 0, 41)])
+    learned = Mist(wanted="learned", target=target)
+    for arm in (learned, ActionCorrection(learned)):
+        with pytest.raises(ValueError, match="40"):
+            arm.check_units([Unit("libero_spatial", 0, 40)])
+        arm.check_units([Unit("libero_spatial", 0, 41)])
 
 
 def test_a_learned_target_is_one_of_the_whole_chunk(target: Deviation) -> None:

@@ -25,6 +25,15 @@ def test_one_folder_says_what_its_summary_says(tmp_path: Path) -> None:
     assert list(few["arms"]) == ["none", "back"] and len(few["comparisons"]) == 2
 
 
+def test_a_published_checkpoint_is_held_to_its_rate_in_a_comparison_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("runner", "comparison"):
+        monkeypatch.setattr(f"mist_interp.evaluation.{place}.published_rate", lambda settings: 0.976)
+    parity = run(tmp_path / "one").summary()["parity"]
+    assert parity is not None and compare([tmp_path / "one"])["parity"] == parity
+
+
 def test_arms_of_several_folders_meet_on_shared_units(tmp_path: Path) -> None:
     """A slower policy in the other folder: its `none` is another arm, and has fewer units."""
     run(tmp_path / "base", arms=(NoEdit(), Scale(0.25, "slow")), perturbations=("none",))

@@ -129,9 +129,13 @@ def test_budgets_of_queries_and_of_interventions() -> None:
 
 
 def test_it_opens_only_where_acting_is_expected_to_help() -> None:
-    gate = Gate(Script(column([0.1, 0.9, 0.9])), 0.5, benefit=Expected([0.2, 0.7]))
-    seen = run(gate, 3)  # asked twice: not where there is no alarm
-    assert [look.fired for look in seen] == [False, False, True] and seen[1].facts["benefit"] == 0.2
+    risks = column([0.1, 0.9, 0.9, 0.1, 0.9])
+    for first, opened in ((0.7, [False, True, True, False, True]), (0.2, [False] * 5)):
+        gate = Gate(Script(risks), 0.5, benefit=Expected([first, 1 - first, 1 - first]))
+        seen = run(gate, 5)  # asked once: not where there is no alarm, and its first word stands
+        assert [look.fired for look in seen] == opened
+        assert [look.facts.get("benefit") for look in seen] == [None, first, None, None, None]
+        assert [look.fired for look in run(gate, 5)] != opened  # asked anew in the next episode
     with pytest.raises(ValueError, match="NaN"):
         run(Gate(Script(column([0.9])), 0.5, benefit=Expected([float("nan")])), 1)
 

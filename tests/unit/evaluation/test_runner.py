@@ -254,6 +254,23 @@ def test_shards_complete_each_other(tmp_path: Path) -> None:
     assert not run(tmp_path).summary()["partial"]
 
 
+def test_what_was_said_of_fewer_episodes_does_not_stand_beside_more(tmp_path: Path) -> None:
+    run(tmp_path, inits=(0, 1))
+    (tmp_path / "report.html").touch()
+    run(tmp_path, inits=(0, 1))  # nothing is missing, so nothing is taken back
+    assert (tmp_path / "report.html").exists()
+    run(tmp_path, shard="0/2")
+    assert not (tmp_path / "summary.json").exists() and not (tmp_path / "report.html").exists()
+    run(tmp_path, shard="1/2")
+    assert json.loads((tmp_path / "summary.json").read_text())["episodes"]["finished"] == 18
+
+
+def test_shards_of_a_limited_run_sum_it_up_as_partial(tmp_path: Path) -> None:
+    for shard in range(4):  # more shards than units: some have nothing to do
+        result = run(tmp_path, shard=f"{shard}/4", limit=2)
+    assert json.loads((tmp_path / "summary.json").read_text())["partial"] and len(result.episodes()) == 4
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = run(tmp_path / "new", dry_run=True)
     assert (result.planned, result.to_run) == (18, 18) and not (tmp_path / "new").exists()

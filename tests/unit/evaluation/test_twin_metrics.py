@@ -142,6 +142,8 @@ def test_a_study_is_summarized() -> None:
     # 10 of the 40 triggered units succeed under none: what raw RR would be without doing anything.
     assert summary["spontaneous_recovery_rate"]["value"] == pytest.approx(10 / 40)
     assert summary["triggered"] == 40
+    # 10 of those 40 and the 20 without a trigger go well and touch nothing.
+    assert summary["false_trigger_rate"]["value"] == pytest.approx(10 / 30) and summary["false_trigger_rate"]["n"] == 30
 
 
 def test_tests_are_those_of_statsmodels() -> None:

@@ -44,10 +44,8 @@ def test_a_planted_cause_is_found_in_other_units() -> None:
 
 def test_of_the_units_that_acting_spoils_no_more_are_acted_upon_than_promised() -> None:
     head, alpha, acted, spoilt = fitted(), 0.2, 0, 0
-    fresh = Benefit.calibrate
     for turn in range(60):
-        fresh(head, twins(60, 100 + turn, first=10), alpha)
-        head.trained_on_ = frozenset()
+        head.calibrate(twins(60, 100 + turn, first=10), alpha)
         for twin in twins(40, 1000 + turn, first=20):
             spoilt += twin.gain < 0
             acted += twin.gain < 0 and head.allows(float(head.predict(twin.row[None])[0]))
@@ -73,6 +71,14 @@ def test_it_is_not_calibrated_on_what_it_was_fitted_on_nor_used_there() -> None:
     head.check_units([Unit("libero_spatial", 0, 40)])
 
 
+def test_nothing_is_said_before_it_is_fitted() -> None:
+    head = Benefit(("resid_post", 2))
+    for ask in (lambda: head.predict(np.zeros((1, WIDTH))), lambda: head.calibrate(twins(20, 1), 0.2)):
+        with pytest.raises(ValueError, match="call fit first"):
+            ask()
+    assert str(head) == "not fitted"
+
+
 def test_gains_that_are_all_the_same_teach_nothing() -> None:
     with pytest.raises(ValueError, match=r"gains \[1\] teach no difference"):
         Benefit(("resid_post", 2)).fit([twin for twin in twins(50, 0) if twin.gain > 0], SITE)
@@ -83,9 +89,7 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path, spoilt: bool) -> None:
     head = fitted().calibrate([t for t in twins(60, 3, first=20) if spoilt or t.gain >= 0], 0.2)
     head.save(tmp_path)
     again, rows = Benefit.load(tmp_path), np.random.default_rng(9).normal(size=(5, WIDTH))
-    assert np.array_equal(again.predict(rows), head.predict(rows)) and again.config() | {"site": 0} == head.config() | {
-        "site": 0
-    }
+    assert np.array_equal(again.predict(rows), head.predict(rows)) and again.config() == head.config()
     assert (again.threshold_, again.trained_on_, str(again)) == (head.threshold_, head.trained_on_, str(head))
 
 
