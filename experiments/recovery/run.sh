@@ -14,38 +14,38 @@
 #   OUT=results/recovery    folder of the fits, the tables and the reports
 #   PROCESSES=2             processes of each stage
 #   INITS=25-44             start states of the main table; 0-12 are fitted on, 13-19 calibrate, 20-24 choose, 45-49 twins
-#   DISTURBED="none push0.4"     conditions of all evaluations
+#   DISTURBED=none          conditions of the main table; all else is judged undisturbed and under push0.4
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source experiments/setup.sh
 RUN=${RUN:-runs/study} OUT=${OUT:-results/recovery} PROCESSES=${PROCESSES:-2} INITS=${INITS:-25-44}
-DISTURBED=${DISTURBED:-none push0.4}
+DISTURBED=${DISTURBED:-none} BOTH="none push0.4"
 STAGES=(risk arms ablations main report)
 MIST="$(dirname "$VENV_PYTHON")/mist"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 recovery() { "$VENV_PYTHON" "experiments/recovery/$1.py" "${@:2}"; }
 
-evaluated() { # results folder, list of arms, gate, start states; further options
+evaluated() { # results folder, list of arms, gate, start states, conditions
   in_shards "$MIST" eval --out "$OUT/$1" --arms "$OUT/arms/$2.yaml" --detector "$OUT/$3/gate.yaml" --inits "$4" \
-    --perturbations $DISTURBED --videos none --no-report "${@:5}"
+    --perturbations $5 --videos none --no-report
 }
 
 risk() { recovery risk --rollouts "$RUN/mini" --out "$OUT/contact"; }
 
 arms() { recovery arms --rollouts "$RUN/mini" --out "$OUT"; }
 
-ablations() { evaluated ablations ablations contact 20-24; }
+ablations() { evaluated ablations ablations contact 20-24 "$BOTH"; }
 
 horizons() {
   local horizon
   for horizon in 0 20; do
     recovery risk --rollouts "$RUN/mini" --out "$OUT/contact-$horizon" --horizon "$horizon"
-    evaluated "horizon-$horizon" edit "contact-$horizon" 20-24
+    evaluated "horizon-$horizon" edit "contact-$horizon" 20-24 "$BOTH"
   done
 }
 
-main() { evaluated main main contact "$INITS"; }
+main() { evaluated main main contact "$INITS" "$DISTURBED"; }
 
 report() {
   "$MIST" eval --out "$OUT/main" --arms "$OUT/arms/main.yaml" --detector "$OUT/contact/gate.yaml" --inits "$INITS" \
@@ -53,28 +53,28 @@ report() {
   recovery tables --run "$OUT/main" --out "$OUT"
 }
 
-twins() { DISTURBED="none push0.4 noise0.3 push1" evaluated twins edit contact 45-49; }
+twins() { evaluated twins edit contact 45-49 "$BOTH noise0.3 push1"; }
 
 benefit() {
   recovery benefit --run "$OUT/twins" --gate "$OUT/contact/gate.yaml" --out "$OUT/careful"
-  evaluated careful-main edit careful 20-24
+  evaluated careful-main edit careful 20-24 "$BOTH"
 }
 
 advise() { in_shards "$VENV_PYTHON" experiments/recovery/advise.py --rollouts "$RUN/mini" --out "$RUN"; }
 
 deviation() {
-  recovery deviation --rollouts "$RUN/mini" --advice "$RUN/advice" --out "$OUT/first" --perturbations $DISTURBED
+  recovery deviation --rollouts "$RUN/mini" --advice "$RUN/advice" --out "$OUT/first" --perturbations $BOTH
 }
 
 # The expert beside the edited policy (one round of DAgger), then the fit that counts.
 tutor() {
   in_shards "$VENV_PYTHON" experiments/recovery/tutor.py --fit "$OUT/first" --out "$RUN/tutored"
   recovery deviation --rollouts "$RUN/mini" --advice "$RUN/advice" --tutored "$RUN/tutored" --out "$OUT/deviation" \
-    --perturbations $DISTURBED
+    --perturbations $BOTH
 }
 
 learned() {
-  evaluated learned learned deviation "$INITS"
+  evaluated learned learned deviation "$INITS" "$BOTH"
   recovery tables --run "$OUT/learned" --out "$OUT/learned-tables"
 }
 
