@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import tyro
 import yaml
+from risk import part
 
 from mist_interp import HookedVLA
 from mist_interp.analysis.neurons import neuron_effects, neuron_table
@@ -58,8 +59,7 @@ def main(settings: Settings) -> None:
     """Directions, neurons, lists."""
     folder = settings.out / "arms"
     store = RolloutStore.open(settings.rollouts)
-    rows = store.episodes(["episode", "init_state"])
-    train = store.only(rows.loc[rows["init_state"].between(settings.train[0], settings.train[1] - 1), "episode"])
+    train = part(store, settings.train)
     failed, succeeded = contrast_sets(train, ("resid_post", settings.layer), target="failure")
     SteeringDirection.from_contrast(succeeded, failed).save(folder / "success_direction")
     for tokens in TOKENS:

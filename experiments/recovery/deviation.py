@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import tyro
 import yaml
+from risk import part
 from sklearn.metrics import roc_auc_score
 
 from mist_interp.core.actions import ACTION_NAMES
@@ -85,9 +86,8 @@ def main(settings: Settings) -> None:
     """Fit, calibrate, judge, write."""
     half_range = half_range_of(load_policy("mini"))
     store, advice = RolloutStore.open(settings.rollouts), Advice(settings.advice)
-    rows = store.episodes(["episode", "init_state", "perturbation"])
-    known = rows[[key in advice for key in rows["episode"]]]
-    train, rest = part(store, known, settings.train), part(store, rows, settings.calibrate, settings.perturbations)
+    train = part(store.only([key for key in store.keys if key in advice]), settings.train)
+    rest = part(store, settings.calibrate, settings.perturbations)
     deviation = Deviation(("resid_post", settings.layer), alpha=settings.penalty, segments=settings.segments)
     more = notes(settings)
     deviation.fit(train, advice, half_range, more)
@@ -111,16 +111,6 @@ def main(settings: Settings) -> None:
     print(f"{len(train)} + {len(more)} episodes to fit on, {len(rest)} to calibrate on\n{table.round(2).to_string()}")
     print(f"\n{alarm}")
     print(f"with half of them: {honest.measured_on(second)}")
-
-
-def part(
-    store: RolloutStore, rows: pd.DataFrame, span: tuple[int, int], perturbations: tuple[str, ...] | None = None
-) -> RolloutStore:
-    """The episodes of these start states and, where named, perturbations."""
-    kept = rows["init_state"].between(span[0], span[1] - 1)
-    if perturbations is not None:
-        kept &= rows["perturbation"].isin(perturbations)
-    return store.only(rows.loc[kept, "episode"])
 
 
 def notes(settings: Settings) -> list[Note]:

@@ -71,7 +71,7 @@ def main(settings: Settings) -> None:
     risk = Risk(horizon=settings.horizon, dimensions=settings.dims, force=FORCE)
     probe = Probe(("resid_post", settings.layer), target=risk).fit(train)
     probe.save(settings.out / "risk")
-    calm = part(store, settings.calibrate, "none")
+    calm = part(store, settings.calibrate, ("none",))
     places = [settings.dims.index(name) for name in settings.alarm_on]
     scored = ScoredEpisodes.of(calm, probe.predict_proba(calm)[:, places], settings.alarm_on, FORCE).safe()
     alarm = ConformalAlarm.calibrate(scored, settings.alpha, trained_on=probe.trained_on_, joint=settings.joint)
@@ -85,12 +85,12 @@ def main(settings: Settings) -> None:
     print(foreseen(rest, probe.predict_proba(rest)[:, places], alarm).to_string())
 
 
-def part(store: RolloutStore, span: tuple[int, int], perturbation: str | None = None) -> RolloutStore:
-    """The episodes of these start states and, where named, of this condition."""
+def part(store: RolloutStore, span: tuple[int, int], perturbations: tuple[str, ...] = ()) -> RolloutStore:
+    """The episodes of these start states and, where named, perturbations."""
     rows = store.episodes(["episode", "init_state", "perturbation"])
     kept = rows["init_state"].between(span[0], span[1] - 1)
-    if perturbation is not None:
-        kept &= rows["perturbation"] == perturbation
+    if perturbations:
+        kept &= rows["perturbation"].isin(perturbations)
     return store.only(rows.loc[kept, "episode"])
 
 

@@ -146,8 +146,8 @@ class Command(PolicyOptions):
         if self.dry_run:
             print(f"{result.to_run} of {result.planned} planned episodes would be run: {len(arms)} arms, {self.suite}")
             return 0
-        rows = result.episodes()
         if self.shard and not (self.out / "summary.json").exists():  # other shards are not done
+            rows = result.episodes()
             print(
                 f"{len(rows)} of {result.planned} episodes of the plan are there; mist compare {self.out} sums them up"
             )

@@ -277,7 +277,7 @@ class Gate:
                     raise ValueError(f"gate {self.name!r}: the benefit is NaN")
                 facts["benefit"], allowed = _short(benefit), self.benefit.allows(benefit)
             opens = allowed
-        self._state = replace(self.after(self._state, on, opens, source), allowed=allowed)
+        self._state = self.after(self._state, on, opens, source, allowed)
         values = {output: float(value) for output, value in zip(self.source.outputs, risk, strict=True)}
         return Look(over, opens, clean, values, on, cache, facts)
 
@@ -323,7 +323,7 @@ class Gate:
         return new and self.max_interventions is not None and state.interventions >= self.max_interventions
 
     @staticmethod
-    def after(state: GateState, on: tuple[str, ...], opens: bool, source: Any) -> GateState:
+    def after(state: GateState, on: tuple[str, ...], opens: bool, source: Any, allowed: bool | None) -> GateState:
         """The state after a query."""
         return replace(
             state,
@@ -335,6 +335,7 @@ class Gate:
             open=opens,
             run=(state.run if state.open else 0) + 1 if opens else state.run,
             since=0 if opens else state.since + 1,
+            allowed=allowed,
         )
 
 
