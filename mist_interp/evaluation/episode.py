@@ -25,6 +25,8 @@ from mist_interp.data.records import Decision, EpisodeRecord, QueryRecord
 from mist_interp.data.rollout import rollout
 from mist_interp.evaluation.arms import Arm, ArmLog, Query
 from mist_interp.evaluation.detector import Detector
+from mist_interp.evaluation.disturbance import disturbed, motions
+from mist_interp.evaluation.foreseen import COLUMN, foreseen
 from mist_interp.evaluation.gate import Gate, see
 from mist_interp.evaluation.horizon import FULL_COLUMNS, LOW_FORCE, contact_columns, hold_to_the_limit
 from mist_interp.evaluation.plan import PlannedEpisode
@@ -126,6 +128,7 @@ def run_episode(
             clean,
             risk=seen.risk,
             flagged=seen.flagged,
+            nearest=seen.nearest,
             cache=seen.cache,
             memory=remembered,
             last_action=last,
@@ -165,7 +168,9 @@ def run_episode(
     own = [_query_row(query, columns) for query, columns in zip(record.queries, extra, strict=True)]
     row = _episode_row(planned, record, prefix + own, own, detector is not None, provenance)
     row["start"] = origin.how if origin else RESET
+    moved = motions(env, (prefix + own)[0]["objects"])
     row |= contact_columns(hold_to_the_limit(env, record), "_full") if full_horizon else dict.fromkeys(FULL_COLUMNS)
+    row["disturbed"] = disturbed(env, planned.unit, moved, record.steps)
     return Ran(row, prefix + own, watch.moment)
 
 
@@ -214,6 +219,7 @@ def _query_columns(query: Query, log: ArmLog, inputs: Any, chunk: ActionChunk, c
         shift = float((chunk.normalized - clean.normalized).abs().max())
     return {
         "score": query.score,
+        "risk": dict(query.risk) or None,
         "fired": query.fired,
         "triggered": query.triggered,
         "edit": log.edit,
@@ -232,6 +238,8 @@ def _query_row(query: QueryRecord, columns: Row) -> Row:
         **columns,
         "chunk": query.chunk.tolist(),
         "executed": query.executed.tolist(),
+        "hand": None if query.hand is None else query.hand.tolist(),
+        "objects": {name: pose.tolist() for name, pose in query.objects.items()} or None,
         "observe_ms": 1000 * query.seconds_observe,
         "act_ms": 1000 * query.seconds_act,
     }
@@ -263,6 +271,7 @@ def _episode_row(
         "peak_force": max((contact.peak_force for contact in record.contacts), default=0.0),
         "events": [asdict(event) for event in record.contacts],
         "releases": [asdict(release) for release in record.releases],
+        COLUMN: foreseen(queries, record.contacts, record.releases, record.steps),
         "triggered": bool(fired) if watched else None,
         "trigger_query": trigger,
         "trigger_step": fired[0]["step"] if fired else None,

@@ -35,8 +35,8 @@ from mist_interp.tracing.interventions import Intervention, save_edits
 Row = dict[str, Any]
 # A change of these changes rewards and contacts, so rows from both sides cannot be compared.
 _SIMULATOR_FACTS = ("mujoco", "robosuite", "libero")
-# Columns that hold one dictionary per event.
-_LISTS = ("events", "releases")
+# Columns that hold more than one value.
+_NESTED = ("events", "releases", "foreseen")
 _COUNTS = ("steps", "max_steps", "queries", "queries_run", "active_queries", "edited_queries")
 
 
@@ -221,11 +221,11 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Row:
 
 
 def episode_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows of `episodes.jsonl` as a table: provenance in columns `provenance.*`, contacts and releases as JSON text."""
+    """Rows of `episodes.jsonl` as a table: provenance in columns `provenance.*`, lists as JSON text."""
     records = []
     for row in rows:
-        record = flat({key: value for key, value in row.items() if key not in _LISTS})
-        record |= {name: json.dumps(row.get(name, [])) for name in _LISTS}
+        record = flat({key: value for key, value in row.items() if key not in _NESTED})
+        record |= {name: json.dumps(row.get(name)) for name in _NESTED}
         records.append(record)
     return pd.DataFrame(records)
 
@@ -237,7 +237,7 @@ def rows_of_table(frame: pd.DataFrame) -> list[Row]:
         row: Row = {"provenance": {}}
         for name, value in record.items():
             missing = value is None or value != value
-            if name in _LISTS:
+            if name in _NESTED:
                 row[name] = json.loads(value)
             elif not name.startswith("provenance."):
                 row[name] = None if missing else _whole(name, value)

@@ -27,7 +27,7 @@ from mist_interp.core.actions import ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import SiteKey
-from mist_interp.data.activation_set import fingerprint, refuse_shared, start_states
+from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared, start_states
 from mist_interp.data.capture import pooled
 from mist_interp.data.records import Array, Unit
 from mist_interp.probing.conformal import ConformalAlarm
@@ -43,6 +43,9 @@ class RiskSource(Protocol):
 
     @property
     def sites(self) -> Sequence[SiteKey]: ...
+
+    @property
+    def trained_on(self) -> frozenset[StartState]: ...
 
     def start(self) -> Any: ...
 
@@ -72,6 +75,11 @@ class FittedRisk:
     def sites(self) -> tuple[SiteKey, ...]:
         """See `RiskSource`."""
         return (self.model.site_,) if isinstance(self.model, Probe) else tuple(self.model.sites_)
+
+    @property
+    def trained_on(self) -> frozenset[StartState]:
+        """See `RiskSource`."""
+        return self.model.trained_on_
 
     def start(self) -> Any:
         """See `RiskSource`."""
@@ -146,6 +154,7 @@ class Look(NamedTuple):
     clean: ActionChunk | None
     risk: Mapping[str, float] = {}
     flagged: tuple[str, ...] = ()
+    nearest: str = ""
     cache: Any = None
     facts: Mapping[str, Any] = {}
 
@@ -187,6 +196,12 @@ class Gate:
             for output in self.alarm.outputs:
                 if output not in self.source.outputs:
                     raise UnknownName("output of the gate's risk", output, self.source.outputs)
+            if self.alarm.trained_on != self.source.trained_on:
+                raise ValueError(
+                    f"gate {self.name!r}: the alarm's limits were set for a risk fitted on "
+                    f"{len(self.alarm.trained_on)} start states, this one was fitted on {len(self.source.trained_on)} "
+                    "(or on others): calibrate an alarm for it"
+                )
         if self.pause < 0 or (self.longest is not None and self.longest < 1):
             raise ValueError(f"gate {self.name!r}: longest={self.longest}, pause={self.pause}; give 1, 0 or more")
         self.begin()
@@ -263,7 +278,7 @@ class Gate:
         with torch.no_grad():
             clean, cache = vla.run_with_cache(inputs, names=wanted)
         risk, source = self.source.step(cache, self._state.source)
-        over, on = self.judge(risk, self._state)
+        over, nearest, on = self.judge(risk, self._state)
         facts: dict[str, Any] = {"risk": dict(zip(self.source.outputs, map(_short, risk), strict=True)), "on": list(on)}
         spent = self.is_spent(self._state)
         opens = bool(on) and not spent
@@ -279,7 +294,7 @@ class Gate:
             opens = allowed
         self._state = self.after(self._state, on, opens, source, allowed)
         values = {output: float(value) for output, value in zip(self.source.outputs, risk, strict=True)}
-        return Look(over, opens, clean, values, on, cache, facts)
+        return Look(over, opens, clean, values, on, nearest, cache, facts)
 
     def look(self, vla: Any, inputs: PolicyInputs) -> tuple[float, bool, ActionChunk | None]:
         """Score (largest z over its limit, so above 0 is alarm), whether the gate opens, and the clean answer."""
@@ -287,8 +302,8 @@ class Gate:
         assert seen.score is not None
         return seen.score, seen.fired, seen.clean
 
-    def judge(self, risk: Float[Array, " outputs"], state: GateState) -> tuple[float, tuple[str, ...]]:
-        """How far the largest risk is above its limit, and whose alarm is on now.
+    def judge(self, risk: Float[Array, " outputs"], state: GateState) -> tuple[float, str, tuple[str, ...]]:
+        """How far a risk is above its limit at most, whose that is, and whose alarm is on now.
 
         Raises:
             ValueError: a risk is not a number.
@@ -309,7 +324,8 @@ class Gate:
             for output, value, limit in zip(self.outputs, values, limits, strict=True)
             if value > limit or (output in state.on and value > limit - self.release)
         )
-        return float((values - limits).max()), on
+        over = values - limits
+        return float(over.max()), self.outputs[int(over.argmax())], on
 
     def is_spent(self, state: GateState) -> bool:
         """Whether the episode's budget, or the pause after a run, allows no active query now."""

@@ -65,6 +65,11 @@ def _if_known(name: str) -> Column:
     return lambda rows: rows[name].astype(float).fillna(0.0) if name in rows else 0 * _one(rows)
 
 
+def _texts_in(name: str) -> Column:
+    """1 where a column holds a text that says something."""
+    return lambda rows: rows[name].fillna("").astype(bool).astype(float) if name in rows else 0 * _one(rows)
+
+
 METRICS = (
     Metric(
         "success_rate",
@@ -140,6 +145,16 @@ METRICS = (
         lambda rows: rows["triggered"].fillna(False).astype(float),
         True,
         "higher",
+    ),
+    Metric(
+        "disturbance_rate",
+        "disturbance",
+        "share of units in which an object that the task leaves alone moved by more than 1 cm or turned by more than "
+        "10 degrees, minus what it does by itself while the robot holds still",
+        _texts_in("disturbed"),
+        _known("disturbed"),
+        True,
+        "lower",
     ),
     Metric(
         "events_per_100_steps",

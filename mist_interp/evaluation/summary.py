@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mist_interp.data.perturbation import NONE
+from mist_interp.evaluation.foreseen import DEFINITION, risk_auc
 from mist_interp.evaluation.metrics import METRICS, PairedEpisodes, estimate, estimate_difference, metric, pair
 from mist_interp.evaluation.plan import REFERENCE_ARM
 from mist_interp.evaluation.statistics import (
@@ -81,6 +82,7 @@ def summarize(
         },
         "definitions": {m.name: m.definition for m in METRICS},
         "labels": {m.name: m.label for m in METRICS},
+        "risk_auc": None,
         "arms": {},
         "comparisons": [],
         "twins": None,
@@ -91,6 +93,7 @@ def summarize(
         return summary
     summary["arms"] = {arm: _arm(paired, arm, draws) for arm in paired.arms}
     summary["comparisons"] = _comparisons(paired, reference, placebos, draws)
+    summary["risk_auc"] = _risk_auc(paired, draws)
     if reference in paired.arms:
         summary["twins"] = summarize_twins(paired, reference, placebos, draws=draws)
         summary["parity"] = None if published is None else _parity(paired.of(reference), published, draws)
@@ -118,6 +121,12 @@ def _arm(paired: PairedEpisodes, arm: str, draws: int) -> dict[str, Any]:
         "median_seconds_per_episode": float(rows["seconds"].median()),
         "median_query_ms": float(rows["median_query_ms"].median()),
     }
+
+
+def _risk_auc(paired: PairedEpisodes, draws: int) -> dict[str, Any] | None:
+    """How well each arm's risks came true, by dimension; None where no risk of a dimension was read."""
+    found = {arm: risk_auc(paired, arm, draws=draws) for arm in paired.arms}
+    return {"definition": DEFINITION, "arms": found} if any(found.values()) else None
 
 
 def _parity(rows: pd.DataFrame, published: float, draws: int) -> dict[str, Any]:

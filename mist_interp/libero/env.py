@@ -19,7 +19,7 @@ load_simulator()
 
 import mujoco  # noqa: E402
 
-from mist_interp.libero.bodies import BodyClasses  # noqa: E402
+from mist_interp.libero.bodies import BodyClass, BodyClasses  # noqa: E402
 from mist_interp.libero.contacts import ContactEvent, ContactMonitor, ContactSample  # noqa: E402
 from mist_interp.libero.fork import Fork  # noqa: E402
 from mist_interp.libero.hand import Hand  # noqa: E402
@@ -199,6 +199,13 @@ class LiberoEnv:
     def bodies(self) -> tuple[str, ...]:
         """Names of the groups of bodies of the scene, root bodies' names: robot links, fingers, objects, fixtures."""
         return tuple(group.name for group in self._classes.groups)
+
+    @property
+    def bystanders(self) -> tuple[str, ...]:
+        """Names of the movable objects, as in the observation, that are neither of interest nor in the goal."""
+        groups = self._classes.groups
+        kind = {name: groups[self._classes.group_of_body[body]].body_class for name, body in self._objects.items()}
+        return tuple(name for name, it in kind.items() if it is BodyClass.DISTRACTOR)
 
     @property
     def events(self) -> tuple[ContactEvent, ...]:

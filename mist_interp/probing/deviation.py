@@ -239,6 +239,11 @@ class Deviation(OnHub):
         }
         return {"read_by": "Deviation", **place, "trained_on": fingerprint(self.trained_on_)}
 
+    @property
+    def trained_on(self) -> frozenset[StartState]:
+        """See `Gate`."""
+        return self.trained_on_
+
     def check_units(self, units: Any) -> None:
         """Refuse units on whose start states it was fitted.
 

@@ -16,6 +16,8 @@ from mist_interp.report.figures import arm_colours
 DASH = "–"
 LEVEL = 0.05
 TASKS_ABREAST = 10
+# Metrics that not every run counts.
+NOT_ALWAYS = ("collision_rate_1n_full", "collision_rate_10n_full", "disturbance_rate")
 TEST_FACTS = ("p_mcnemar", "p_holm", "smallest_detectable")
 _OUTCOMES = {"success_rate": "success", "collision_rate_1n": "collision, 1 N"}
 _READING = (
@@ -56,7 +58,7 @@ def arm_label(arm: str, colours: Mapping[str, str]) -> str:
 def main_table(summary: Mapping[str, Any]) -> str:
     """One row per arm, one column per metric."""
     colours = arm_colours(list(summary["arms"]))
-    shown = [m for m in METRICS if not m.name.endswith("_full") or _is_known(summary, m.name)]
+    shown = [m for m in METRICS if m.name not in NOT_ALWAYS or _is_known(summary, m.name)]
     heads = "".join(f'<th title="{escape(m.definition)}">{escape(m.label)}</th>' for m in shown)
     parity = summary["parity"]
     doubt = "<small class='bad'>baseline not reproduced</small>" if parity and not parity["reproduced"] else ""

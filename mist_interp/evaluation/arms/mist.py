@@ -168,17 +168,25 @@ class Mist:
         if not bool(wanted.any()):
             return clean, ArmLog(details=details | {"refused": "nothing to change"})
         try:
-            edit, moved = self._edit(partial(self._reached, rest, inputs, at), gain * change, flagged, query)
+            reach = partial(self._reached, rest, inputs, at)
+            meant = reach(_only(gain * change, flagged))
+            edit, moved = self._edit(meant, reach, gain * change, flagged, query)
         except ValueError as error:  # no edit of these positions does that
             return clean, ArmLog(details=details | {"refused": str(error)})
+
+        def effect(of: ActionChunk) -> Float[Tensor, "segment dim"]:
+            return segment_means((of.normalized - clean.normalized)[0, list(at.steps)].double().cpu(), at.segments)
+
         chunk, norm = corrected(rest, inputs, at, edit)
-        realised = segment_means((chunk.normalized - clean.normalized)[0, list(at.steps)].double().cpu(), at.segments)
+        realised = effect(chunk)
         predicted = at.predicted(edit).cpu().unflatten(0, realised.shape)
         details |= {"predicted": _rounded(predicted), "realised": _rounded(realised)}
         if moved != flagged:
             details["moved"] = list(moved)
         if self.adapt:
-            query.memory["gain"] = self._next_gain(gain, wanted, realised)
+            # A placebo's gain follows what the edit that it stands for would have done: so both stay of equal norm.
+            followed = effect(corrected(rest, inputs, at, meant)[0]) if self.placebo else realised
+            query.memory["gain"] = self._next_gain(gain, wanted, followed)
         return chunk, ArmLog(self.name, norm, details)
 
     # -- parts
@@ -219,23 +227,23 @@ class Mist:
 
     def _edit(
         self,
+        meant: Float[Tensor, "position width"],
         reach: Callable[[Float[Tensor, "segment dim"]], Float[Tensor, "position width"]],
         change: Float[Tensor, "segment dim"],
         flagged: tuple[str, ...],
         query: Query,
     ) -> tuple[Float[Tensor, "position width"], tuple[str, ...]]:
-        """The edit, and the dimensions that it is for."""
-        edit = reach(_only(change, flagged))
+        """The edit that is made in place of the one that is meant, and the dimensions that it is for."""
         if not self.placebo:
-            return edit, flagged
+            return meant, flagged
         if self.placebo == "reversed":
-            return -edit, flagged
+            return -meant, flagged
         if self.placebo == "wrong-dimension":
             others = self._others(flagged, query)
             instead = reach(_only(change, others))
-            return instead * (edit.norm() / instead.norm()), others
-        instead = torch.randn(edit.shape, generator=self._generator(query), dtype=torch.float64).to(edit)
-        return instead * (edit.norm() / instead.norm()), ()
+            return instead * (meant.norm() / instead.norm()), others
+        instead = torch.randn(meant.shape, generator=self._generator(query), dtype=torch.float64).to(meant)
+        return instead * (meant.norm() / instead.norm()), ()
 
     def _others(self, flagged: tuple[str, ...], query: Query) -> tuple[str, ...]:
         free = [dim for dim in ACTION_NAMES if dim not in flagged and dim not in query.flagged]
@@ -252,7 +260,7 @@ class Mist:
 
     def _next_gain(self, gain: float, wanted: Tensor, realised: Tensor) -> float:
         share = float((realised * wanted).sum() / (wanted * wanted).sum())
-        if self.placebo or not np.isfinite(share):
+        if not np.isfinite(share):
             return gain
         step = LARGEST_STEP if share <= 0 else float(np.clip(1 / share, 1 / LARGEST_STEP, LARGEST_STEP))
         return float(np.clip(gain * step, *self.gains))

@@ -43,6 +43,7 @@ class Query:
         clean: what the untouched policy answers to this query, where the detector's forward pass gave it.
         risk: score of each output of the detector (a dimension, or `risk`); empty if it has none.
         flagged: outputs whose alarm is on now.
+        nearest: the output that is furthest above its limit, or least below it; empty without a gate.
         cache: activations of the untouched pass at the arm's `sites`, where the detector captured them.
         memory: what this arm remembers within this episode; shared by all its queries, empty at the first.
         last_action: (7,) what was commanded last, in the environment's convention; None at the start of an episode.
@@ -59,6 +60,7 @@ class Query:
     clean: ActionChunk | None = None
     risk: Mapping[str, float] = field(default_factory=dict)
     flagged: tuple[str, ...] = ()
+    nearest: str = ""
     cache: Any = None
     memory: MutableMapping[str, Any] = field(default_factory=dict)
     last_action: np.ndarray | None = None

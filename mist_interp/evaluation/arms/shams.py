@@ -5,7 +5,7 @@ the queries that it had. The counts come from the rows of `none` in a results fo
 unit, so this may be the folder of the very run); without one, each query is drawn with the same probability `rate`.
 
 What is drawn depends on the unit and the seed alone. A sham may act before the trigger, so it is not gated and runs
-from the start. Which dimensions are flagged at a random time is the detector's business: if none is, the riskiest one.
+from the start. Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to it.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class ShamTriggers:
         times = query.memory["times"]
         fired = query.index in times
         flagged = query.flagged
-        if fired and not flagged and query.risk:
-            flagged = (max(query.risk, key=lambda output: query.risk[output]),)
+        if fired and not flagged and query.nearest:
+            flagged = (query.nearest,)
         triggered = any(time <= query.index for time in times)
         inner = replace(query, fired=fired, triggered=triggered, flagged=flagged, memory=query.memory["inner"])
         return self.arm.act(vla, inputs, inner)

@@ -321,7 +321,7 @@ def test_action_correction_shifts_the_flagged_dimension_by_what_mist_realises(
 def test_an_edit_that_is_not_a_number_is_an_error_and_not_an_action(
     vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Mist, "_edit", lambda self, reach, change, *_: (reach(change) * np.nan, ("dz",)))
+    monkeypatch.setattr(Mist, "_edit", lambda self, meant, *_: (meant * np.nan, ("dz",)))
     with pytest.raises(FloatingPointError, match="NaN"):
         Mist(size=0.02).act(vla, inputs, alarmed(seen))
 
@@ -383,7 +383,7 @@ def test_shams_act_as_often_as_none_was_alarmed_at_times_of_the_unit(tmp_path: P
         arm.times(Unit("s", 0, 9))
 
 
-def test_a_sham_ignores_the_alarm_and_flags_the_riskiest_dimension(
+def test_a_sham_ignores_the_alarm_and_flags_the_dimension_nearest_to_its_alarm(
     vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any]
 ) -> None:
     arm, memory = ShamTriggers(Mist(size=0.02), rate=0.3), {}
@@ -392,7 +392,7 @@ def test_a_sham_ignores_the_alarm_and_flags_the_riskiest_dimension(
     for index in range(10):
         flagged = ("dx",) if index not in times else ()
         asked = query(**seen, index=index, fired=index not in times, flagged=flagged, memory=memory)
-        _, log = arm.act(vla, inputs, replace(asked, risk={"dx": 0.1, "dyaw": 0.4}))
+        _, log = arm.act(vla, inputs, replace(asked, risk={"dx": 0.9, "dyaw": 0.4}, nearest="dyaw"))
         acted.append(bool(log.edit))
         assert not log.edit or log.details["flagged"] == ["dyaw"]
     assert acted == [index in times for index in range(10)] and 0 < sum(acted) < 10

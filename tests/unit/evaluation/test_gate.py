@@ -22,6 +22,7 @@ class Script:
     rows: Sequence[Sequence[float]]
     outputs: tuple[str, ...] = ("dx", "dz")
     sites: tuple[Any, ...] = ("risk site",)
+    trained_on: frozenset[Any] = frozenset()
 
     def start(self) -> int:
         return 0
