@@ -1,8 +1,8 @@
 """Which objects that are none of the task's business were moved?
 
 An object is *disturbed* if, from the start of an episode to its end, it moved by more than 1 cm or turned by more than
-10 degrees, minus what it does by itself in as many control steps while the robot holds still. The robot holding still is
-run only where that could matter: when something has moved that far.
+10 degrees, minus what it does by itself in as many control steps while the robot holds still. That is run only where it
+could matter: when something has moved so far.
 """
 
 from __future__ import annotations

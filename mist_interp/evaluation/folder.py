@@ -33,6 +33,8 @@ from mist_interp.evaluation.plan import PlannedEpisode
 from mist_interp.tracing.interventions import Intervention, save_edits
 
 Row = dict[str, Any]
+# Counts up when rows or queries get columns that later episodes of a run need.
+LAYOUT = 2
 # A change of these changes rewards and contacts, so rows from both sides cannot be compared.
 _SIMULATOR_FACTS = ("mujoco", "robosuite", "libero")
 # Columns that hold more than one value.
@@ -67,13 +69,18 @@ class ResultsFolder:
         settings = json.loads(json.dumps(settings))
         if self.config_path.exists():
             before = self.config()
+            if before.get("layout") != LAYOUT:
+                raise SettingsDiffer(
+                    f"{self.path} holds a run in layout {before.get('layout', 1)}; this version writes layout "
+                    f"{LAYOUT}, whose rows hold more: give another folder"
+                )
             self._check_settings(before["settings"], settings)
             self._check_simulator(before["provenance"])
             self._check_plan(self.plan(), plan)
             arms = {**before["settings"]["arms"], **settings["arms"]}
             config = {**before, "settings": {**settings, "arms": arms}}
         else:
-            config = {"settings": settings, "provenance": provenance()}
+            config = {"layout": LAYOUT, "settings": settings, "provenance": provenance()}
         write_atomic(self.config_path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         lines = [json.dumps(episode.as_row(), ensure_ascii=False) for episode in plan]
         write_atomic(self.path / "plan.jsonl", "\n".join(lines) + "\n")

@@ -1,9 +1,9 @@
 """Did the risk that the gate read come true, dimension by dimension, under each arm?
 
-The row of an episode keeps per query what is needed to say so: the risk of each dimension, read off the unedited forward
-pass, and the two labels of `mist_interp.probing.risk` for what was then executed: *detection* (this dimension brought a
-forbidden contact about, or none came) and *attribution* (it did, or only others did). All queries of an arm are judged
-together: the risk was fitted on other episodes, once.
+The row of an episode keeps per query what is needed to say so: the risk of each dimension, read off the unedited
+forward pass, and the two labels of `mist_interp.probing.risk` for what was then executed: *detection* (this dimension
+brought a forbidden contact about, or none came) and *attribution* (it did, or only others did). All queries of an arm
+are judged together: the risk was fitted on other episodes, once.
 
 Where it misleads: a warning that an arm has heeded counts as a false alarm. What the risk is worth stands in the row of
 `none`; beside it, a lower number says that the arm keeps risks from coming true, or that they are read less well.

@@ -19,7 +19,7 @@ from mist_interp.evaluation.plan import REFERENCE_ARM, Unit
 from mist_interp.report.figures import rates_figure, score_figure
 from mist_interp.report.run import Run, load_run
 from mist_interp.report.style import SCRIPT, STYLE
-from mist_interp.report.tables import comparison_tables, episode_table, main_table, percent, task_table
+from mist_interp.report.tables import comparison_tables, episode_table, main_table, percent, risk_table, task_table
 from mist_interp.report.twin_tables import twin_section
 from mist_interp.report.video import Take, paired_video_data_url, read_frames
 
@@ -64,6 +64,7 @@ def render(run: Run, title: str, max_films: int = MAX_FILMS) -> str:
         sections += [
             _results(run),
             twin_section(run.summary),
+            _risk(run),
             _paired(run),
             _tasks(run),
             _scores(run),
@@ -130,6 +131,18 @@ def _results(run: Run) -> str:
         f"</figcaption></figure>{main_table(run.summary)}"
         f'<p class="note">Per cent with 95 % intervals; the method of each interval is in its tooltip.{errors}'
         f"{escape(gate)} Raw RR is uncontrolled: compare it with the arm {REFERENCE_ARM}.</p>"
+    )
+
+
+def _risk(run: Run) -> str:
+    said = run.summary["risk_auc"]
+    if not said:
+        return ""
+    definition = escape(said["definition"][0].upper() + said["definition"][1:])
+    return (
+        f"<h2>What the gate foresaw</h2>{risk_table(run.summary)}<p class='note'>{definition}. In small type the 95 % "
+        "interval and the number of such episodes. The risk is read off the unedited forward pass; a warning that an "
+        f"arm has heeded counts as a false alarm, so what the risk is worth stands at {REFERENCE_ARM}.</p>"
     )
 
 

@@ -69,6 +69,29 @@ def main_table(summary: Mapping[str, Any]) -> str:
     return html_table(f"<th>arm</th><th>units</th>{heads}", rows)
 
 
+def risk_table(summary: Mapping[str, Any]) -> str:
+    """One row per arm, two columns per dimension whose risk was read: detection and attribution."""
+    arms, colours = summary["risk_auc"]["arms"], arm_colours(list(summary["arms"]))
+    columns = [(dim, contrast) for dim, facts in next(filter(None, arms.values())).items() for contrast in facts]
+    heads = "".join(f"<th>{escape(dim)}<small>{escape(contrast)}</small></th>" for dim, contrast in columns)
+    rows = []
+    for arm, facts in arms.items():
+        cells = "".join(_auc_cell(facts.get(dim, {}).get(contrast)) for dim, contrast in columns)
+        rows.append(f"<tr><td>{arm_label(arm, colours)}</td>{cells}</tr>")
+    return html_table(f"<th>arm</th>{heads}", rows)
+
+
+def _auc_cell(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return '<td class="muted"></td>'
+    count = f"<small>{estimate['positive_episodes']} against {estimate['negative_episodes']}</small>"
+    if estimate["value"] is None:
+        return f'<td class="muted">{DASH}{count}</td>'
+    interval = "no interval" if estimate["low"] is None else f"{plain(estimate['low'])} – {plain(estimate['high'])}"
+    hint = f"{estimate['queries']} queries; intervals resample tasks and then episodes"
+    return f'<td title="{hint}">{plain(estimate["value"])}<small>{interval}</small>{count}</td>'
+
+
 def _is_known(summary: Mapping[str, Any], name: str) -> bool:
     return any(facts["metrics"][name]["value"] is not None for facts in summary["arms"].values())
 

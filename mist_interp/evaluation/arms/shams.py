@@ -5,7 +5,8 @@ the queries that it had. The counts come from the rows of `none` in a results fo
 unit, so this may be the folder of the very run); without one, each query is drawn with the same probability `rate`.
 
 What is drawn depends on the unit and the seed alone. A sham may act before the trigger, so it is not gated and runs
-from the start. Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to it.
+from the start. Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to
+its alarm.
 """
 
 from __future__ import annotations
