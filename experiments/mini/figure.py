@@ -77,7 +77,7 @@ def main(settings: Settings) -> None:
     unit = pick(run, settings)
     suite = LiberoSuite(unit.suite)
     pool = EnvironmentPool(suite.tasks, {"profile": "faithful", "resolution": 256})
-    films = {arm: film_again(pool.get(unit), unit.init_state, run.queries(arm, unit)) for arm in settings.arms}
+    films = {arm: film_again(pool.get(unit), run.folder.record(run.row(arm, unit))) for arm in settings.arms}
     pool.close()
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     draw(run, unit, films).savefig(settings.out, dpi=140, metadata={"Software": None})

@@ -24,7 +24,8 @@ import tyro
 import yaml
 
 from mist_interp import HookedVLA
-from mist_interp.data.records import Unit
+from mist_interp.data.records import EpisodeRecord, Unit
+from mist_interp.data.replay import replay_until
 from mist_interp.evaluation.environments import EnvironmentPool
 from mist_interp.evaluation.folder import ResultsFolder
 from mist_interp.evaluation.plan import PlannedEpisode
@@ -92,29 +93,22 @@ def twin_gains(settings: Settings, vla: Any, head: Benefit) -> list[TwinGain]:
     for unit, rows in sorted(ended.items(), key=lambda item: (item[0].task, item[0].key)):
         if {"none", settings.arm} <= rows.keys() and rows["none"]["triggered"]:
             pool = pool or EnvironmentPool(LiberoSuite(unit.suite).tasks, render)
-            queries = folder.queries(PlannedEpisode(unit, "none"))
-            row = row_at_trigger(pool.get(unit), unit, queries, rows["none"], vla, head)
+            shadow = folder.record(rows["none"])
+            row = row_at_trigger(pool.get(unit), shadow, int(rows["none"]["trigger_query"]), vla, head)
             found.append(TwinGain(unit, row, int(rows[settings.arm]["success"]) - int(rows["none"]["success"])))
     if pool is not None:
         pool.close()
     return found
 
 
-def row_at_trigger(env: Any, unit: Unit, queries: Any, row: Any, vla: Any, head: Benefit) -> np.ndarray:
-    """What the head reads at the query at which the alarm came on."""
-    at = int(row["trigger_query"])
-    env.reset(unit.init_state)
-    for query in queries.itertuples():
-        if env.state_hash() != query.state_hash:
-            raise ValueError(f"the replay of {unit.key} leaves the recorded states at query {query.Index}")
-        if query.Index == at:
-            break
-        for action in np.stack(query.executed).astype(np.float64):
-            env.step(action)
+def row_at_trigger(env: Any, episode: EpisodeRecord, at: int, vla: Any, head: Benefit) -> np.ndarray:
+    """What the head reads at query `at`, where the alarm came on."""
+    query = episode.queries[at]
+    replay_until(env, episode, query.step)
     with torch.no_grad():
-        said, cache = vla.run_with_cache(vla.prepare(env.observe(), row["instruction"]), names=list(head.sites))
-    if not np.allclose(said.values[0].numpy(), np.stack(queries["chunk"].iloc[at]), atol=1e-6):
-        raise ValueError(f"at the trigger of {unit.key} the policy answers otherwise than it did")
+        said, cache = vla.run_with_cache(vla.prepare(env.observe(), episode.instruction), names=list(head.sites))
+    if not np.allclose(said.values[0].numpy(), query.chunk, atol=1e-6):
+        raise ValueError(f"at the trigger of {episode.key} the policy answers otherwise than it did")
     return head.row_of(cache)
 
 

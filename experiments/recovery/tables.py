@@ -2,7 +2,7 @@
 
 Writes the main table (a row per arm: SR, Safe-SR, CR, and for failures and for contacts after the trigger the causal
 RR and the harm rate with intervals), the tests against the placebos, a figure, and per way of failing how many of the
-triggered episodes that `none` loses the arms save. The way of failing is read off a replay of the executed actions.
+triggered episodes that `none` loses the arms save.
 
     python experiments/recovery/tables.py --run results/recovery/main --out results/recovery
 """
@@ -26,15 +26,19 @@ from matplotlib.figure import Figure
 
 from mist_interp.analysis.figures import STYLE
 from mist_interp.data.failure_types import failure_type, objects_to_move
-from mist_interp.data.records import Decision, Unit
-from mist_interp.data.replay import Blindfolded
-from mist_interp.data.rollout import rollout
 from mist_interp.evaluation.comparison import compare
 from mist_interp.evaluation.folder import ResultsFolder
 from mist_interp.evaluation.plan import PlannedEpisode
-from mist_interp.libero import LiberoEnv, LiberoSuite
 
-SHOWN = ("success_rate", "safe_success_rate", "collision_rate_1n", "collision_rate_10n", "raw_recovery_rate")
+SHOWN = (
+    "success_rate",
+    "safe_success_rate",
+    "collision_rate_1n",
+    "collision_rate_10n",
+    "collision_rate_1n_full",
+    "disturbance_rate",
+    "raw_recovery_rate",
+)
 OUTCOMES = {"event": "contact after the trigger", "failure": "failure"}
 RATES = {"causal_recovery": "causal RR", "harm_rate": "harm rate"}
 COLOURS = {"causal_recovery": "#1f6f9f", "harm_rate": "#b3443d"}
@@ -56,9 +60,6 @@ class Settings:
     draws: int = 10_000
     """Bootstrap draws."""
 
-    types: bool = True
-    """Also replay the episodes of `none` that fail, to see how."""
-
 
 def main(settings: Settings) -> None:
     """All tables."""
@@ -68,8 +69,7 @@ def main(settings: Settings) -> None:
     tests = pd.DataFrame([flat_test(row) for row in twins["comparisons"] if row["arm"] in settings.tested])
     write(settings.out / "tests.csv", tests.set_index(["arm", "outcome", "reference"]))
     draw(twins).savefig(settings.out / "arms.png", dpi=150)
-    if settings.types:
-        write(settings.out / "by_failure.csv", by_failure(settings.run))
+    write(settings.out / "by_failure.csv", by_failure(settings.run))
 
 
 def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -78,6 +78,10 @@ def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     for arm, facts in summary["arms"].items():
         rows[arm] = {summary["labels"].get(name, name): interval(facts["metrics"][name]) for name in SHOWN}
         rows[arm]["active queries"] = f"{100 * facts['edited_query_share']:.0f}"
+    for arm, dims in ((summary["risk_auc"] or {}).get("arms") or {}).items():
+        for dim, contrasts in dims.items():
+            for contrast, found in contrasts.items():
+                rows[arm][f"AUC {dim}, {contrast}"] = area(found)
     for arm, facts in summary["twins"]["arms"].items():
         for outcome, label in OUTCOMES.items():
             numbers = facts[outcome]
@@ -112,6 +116,14 @@ def interval(estimate: Mapping[str, Any]) -> str:
     return f"{value:.0f} ({low:.0f}–{high:.0f})"
 
 
+def area(found: Mapping[str, Any]) -> str:
+    """AUC with its interval; where it is undefined, the number of positive episodes."""
+    if found["value"] is None:
+        return f"– ({found['positive_episodes']} episodes)"
+    value, low, high = (f"{found[key]:.2f}" for key in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"
+
+
 def by_failure(run: Path) -> pd.DataFrame:
     """Triggered units that `none` fails, by the way it fails: how many, and how many each arm makes succeed."""
     folder, rows = ResultsFolder(run), {}
@@ -119,45 +131,19 @@ def by_failure(run: Path) -> pd.DataFrame:
         if row["status"] == "ok":
             planned = PlannedEpisode.from_row(row)
             rows.setdefault(planned.unit, {})[planned.arm] = row
-    failed = {unit: arms for unit, arms in rows.items() if "none" in arms and not arms["none"]["success"]}
     table: dict[str, dict[str, int]] = {}
-    env: Any = None
-    at = None
-    for unit, arms in sorted(failed.items(), key=lambda item: item[0].task):
-        if not arms["none"]["triggered"]:
+    for unit, arms in rows.items():
+        shadow = arms.get("none")
+        if shadow is None or shadow["success"] or not shadow["triggered"]:
             continue
-        if unit.task != at:
-            if env is not None:
-                env.close()
-            env, at = LiberoEnv(LiberoSuite(unit.suite).tasks[unit.task], seed=unit.simulator_seed), unit.task
-        way = way_of_failing(env, unit, folder.queries(PlannedEpisode(unit, "none")), arms["none"])
+        way = failure_type(folder.record(shadow), objects_to_move(unit.suite, unit.task))
         counts = table.setdefault(way, {"units": 0})
         counts["units"] += 1
         for arm, row in arms.items():
             if arm != "none":
                 counts[arm] = counts.get(arm, 0) + int(row["success"])
-    if env is not None:
-        env.close()
     found = pd.DataFrame.from_dict(table, orient="index", columns=None if table else ["units"])
     return found.fillna(0).astype(int).sort_values("units", ascending=False)
-
-
-def way_of_failing(env: Any, unit: Unit, queries: pd.DataFrame, row: Mapping[str, Any]) -> str:
-    """`failure_type` of a replayed episode.
-
-    Raises:
-        ValueError: the replay leaves the recorded states.
-    """
-
-    def act(_: Any, index: int) -> Decision:
-        if env.state_hash() != queries["state_hash"].iloc[index]:
-            raise ValueError(f"the replay of {unit.key} leaves the recorded states at query {index}")
-        executed = np.stack(queries["executed"].iloc[index]).astype(np.float64)
-        return Decision(executed, chunk=np.stack(queries["chunk"].iloc[index]))
-
-    plain = Unit(unit.suite, unit.task, unit.init_state, simulator_seed=unit.simulator_seed)
-    record = rollout(Blindfolded(env), act, unit=plain, instruction=row["instruction"], max_steps=row["steps"])
-    return failure_type(record, objects_to_move(unit.suite, unit.task))
 
 
 def draw(twins: Mapping[str, Any]) -> Figure:

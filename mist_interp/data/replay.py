@@ -8,7 +8,7 @@ the recorded states (another version of the simulator) is an error and never a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from mist_interp.data.perturbation import NONE
 from mist_interp.data.records import Decision, EpisodeRecord
 from mist_interp.data.rollout import Environment, rollout
 from mist_interp.data.store import SCHEMA_VERSION, RolloutStore
+
+
+class ReplayDiffers(ValueError):
+    """The simulator does not come back to the recorded states, so what it would show is not what was recorded."""
 
 
 class Blindfolded:
@@ -38,7 +42,13 @@ class Blindfolded:
         return getattr(self._env, name)
 
 
-def replay_until(env: Environment, episode: EpisodeRecord, step: int, start: int | None = None) -> None:
+def replay_until(
+    env: Environment,
+    episode: EpisodeRecord,
+    step: int,
+    start: int | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> None:
     """Bring an environment of the episode's task to the moment before control step `step` (from 0).
 
     Args:
@@ -46,21 +56,28 @@ def replay_until(env: Environment, episode: EpisodeRecord, step: int, start: int
         episode: what was recorded.
         step: where to stop.
         start: the control step before which the environment already is; None begins with a reset.
+        on_step: called with the number of finished control steps, 0 after the reset: frames of a film.
 
     Raises:
-        ValueError: the episode is shorter, or the replay leaves the recorded states; names the query.
+        ReplayDiffers: the replay leaves the recorded states; names the query.
+        ValueError: the episode is shorter.
     """
     if not (start or 0) <= step <= episode.steps:
         raise ValueError(f"{episode.key} has control steps {start or 0} to {episode.steps}, asked for {step}")
+    tell = on_step or (lambda _: None)
     if start is None:
         env.reset(episode.unit.init_state)
+        tell(0)
+    done = start or 0
     for query in episode.queries:
         if query.step > step:
             return
-        if query.step >= (start or 0):
+        if query.step >= done:
             _check(env, episode, query.index)
-        for action in query.executed[max(0, (start or 0) - query.step) : step - query.step]:
+        for action in query.executed[max(0, done - query.step) : step - query.step]:
             env.step(action)
+            done += 1
+            tell(done)
 
 
 def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
@@ -72,7 +89,8 @@ def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
         episode: what was recorded; its activations, scores, edits and timings are kept.
 
     Raises:
-        ValueError: the replay leaves the recorded states; names the query.
+        ReplayDiffers: the replay leaves the recorded states; names the query.
+        ValueError: it ends otherwise.
     """
 
     def act(observation: Mapping[str, Any], index: int) -> Decision:
@@ -145,7 +163,7 @@ class Environments:
 def _check(env: Environment, episode: EpisodeRecord, index: int) -> None:
     recorded = episode.queries[index].state_hash
     if recorded and env.state_hash() != recorded:
-        raise ValueError(
-            f"the replay of {episode.key} leaves the recorded states at query {index}: it was recorded by another "
-            f"version of the simulator ({dict(episode.provenance).get('mujoco', 'unknown')})"
+        raise ReplayDiffers(
+            f"the replay of {episode.key} leaves the recorded states at query {index}; it was recorded with "
+            f"MuJoCo {dict(episode.provenance).get('mujoco', '(unknown version)')}"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from mist_interp.core.provenance import provenance
 from mist_interp.data.plan import Protocol
+from mist_interp.data.replay import ReplayDiffers
 from mist_interp.data.video import write_video
 from mist_interp.evaluation.arms import Arm
 from mist_interp.evaluation.detector import Detector
@@ -24,7 +25,6 @@ from mist_interp.evaluation.plan import REFERENCE_ARM, PlannedEpisode
 from mist_interp.evaluation.subject import model_facts
 from mist_interp.evaluation.twins import (
     Origin,
-    ReplayDiffers,
     Shadow,
     Shadows,
     copied_row,

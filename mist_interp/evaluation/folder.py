@@ -29,7 +29,9 @@ import pyarrow.parquet as pq
 
 from mist_interp.core.files import append_json_line, read_json_lines, write_atomic
 from mist_interp.core.provenance import provenance
+from mist_interp.data.records import EpisodeRecord
 from mist_interp.evaluation.plan import PlannedEpisode
+from mist_interp.evaluation.recorded import recorded
 from mist_interp.tracing.interventions import Intervention, save_edits
 
 Row = dict[str, Any]
@@ -172,6 +174,10 @@ class ResultsFolder:
     def queries(self, episode: PlannedEpisode) -> pd.DataFrame:
         """One row per policy query of a finished episode."""
         return pd.read_parquet(self.queries_path(episode))
+
+    def record(self, row: Row) -> EpisodeRecord:
+        """The finished episode of a row, as data collection would have recorded it."""
+        return recorded(row, pq.read_table(self.queries_path(PlannedEpisode.from_row(row))).to_pylist())
 
     def write_table(self) -> pd.DataFrame:
         """Write `episodes.parquet` from the rows and return it: one flat row per episode, nested facts dotted."""

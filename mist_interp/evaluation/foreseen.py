@@ -83,7 +83,7 @@ def risk_auc(paired: PairedEpisodes, arm: str, *, draws: int) -> dict[str, dict[
     if COLUMN not in rows:
         return {}
     said = [json.loads(value) if isinstance(value, str) else value for value in rows[COLUMN]]
-    dims = next((one["dims"] for one in said if isinstance(one, Mapping)), [])
+    dims: list[str] = next((one["dims"] for one in said if isinstance(one, Mapping)), [])
     known = [(place, one) for place, one in enumerate(said) if isinstance(one, Mapping) and one["dims"] == dims]
     if not known:
         return {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from mist_interp.data.replay import ReplayDiffers
 from mist_interp.data.video import write_video
 from mist_interp.evaluation.environments import EnvironmentPool, MakeEnv, make_libero_env
 from mist_interp.evaluation.folder import ResultsFolder, Row
@@ -60,13 +61,14 @@ def film_sample(
     units = telling_units(rows, count)
     pool = EnvironmentPool(suite.tasks, render, make_env)
     try:
-        for planned in (PlannedEpisode.from_row(row) for row in rows):
+        for row in rows:
+            planned = PlannedEpisode.from_row(row)
             path = folder.video_path(planned)
             if planned.unit not in units or path.exists():
                 continue
             try:
-                camera = film_again(pool.get(planned.unit), planned.unit.init_state, folder.queries(planned))
-            except ValueError as error:
+                camera = film_again(pool.get(planned.unit), folder.record(row))
+            except ReplayDiffers as error:
                 log.warning("no video of %s: %s", planned.key, error)
                 continue
             write_video(path, camera.frames, FRAMES_PER_SECOND)

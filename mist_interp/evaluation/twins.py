@@ -22,15 +22,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mist_interp.data.records import Unit
+from mist_interp.data.replay import replay_until
 from mist_interp.evaluation.arms import Arm
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import REFERENCE_ARM, PlannedEpisode
+from mist_interp.evaluation.recorded import recorded
 
 RESET, FORK, REPLAY, COPY = STARTS = ("reset", "fork", "replay", "copy")
-
-
-class ReplayDiffers(ValueError):
-    """The simulator does not come back to the recorded states, so nothing can branch off from them."""
 
 
 def reference_first(episodes: Sequence[PlannedEpisode]) -> list[PlannedEpisode]:
@@ -115,26 +113,13 @@ class Shadow:
         """
         if self.moment is None:
             raise ValueError(f"{self.row['key']} has no trigger to begin at")
-        prefix, how = tuple(self.queries[: self.moment.query]), FORK
+        prefix, step, how = tuple(self.queries[: self.moment.query]), self.queries[self.moment.query]["step"], FORK
         if self.moment.world is None or on_step:
-            self._replay(env, self.moment.query, on_step)
+            replay_until(env, recorded(self.row, self.queries), step, on_step=on_step)
             self.moment, how = replace(self.moment, world=env.save()), REPLAY
         else:
             env.restore(self.moment.world)
-        return Origin(how, prefix, self.queries[self.moment.query]["step"], self.moment.memory)
-
-    def _replay(self, env: Any, until: int, on_step: Callable[[int], None] | None) -> None:
-        env.reset(self.row["init_state"])
-        tell = on_step or (lambda _: None)
-        tell(0)
-        for row in self.queries[: until + 1]:
-            if env.state_hash() != row["state_hash"]:
-                raise ReplayDiffers(f"replay of {self.row['key']} leaves the recorded states at query {row['query']}")
-            if row["query"] == until:
-                return
-            for step, action in enumerate(row["executed"], row["step"] + 1):
-                env.step(np.asarray(action, dtype=np.float64))
-                tell(step)
+        return Origin(how, prefix, step, self.moment.memory)
 
 
 class Shadows:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
-import pandas as pd
-
+from mist_interp.data.records import EpisodeRecord
+from mist_interp.data.replay import replay_until
 from mist_interp.data.video import FRAMES_PER_SECOND as FRAMES_PER_SECOND
 from mist_interp.data.video import Frame
 
@@ -24,13 +23,7 @@ FRAME_EVERY = 4
 class Filmable(Protocol):
     """What filming needs of an environment."""
 
-    def reset(self, init_state: int) -> None: ...
-
-    def step(self, action: Any) -> Any: ...
-
     def frame(self, camera: str) -> Frame: ...
-
-    def state_hash(self) -> str: ...
 
 
 class Camera:
@@ -53,21 +46,12 @@ class Camera:
             self.steps.append(step)
 
 
-def film_again(env: Filmable, init_state: int, queries: pd.DataFrame, every: int = FRAME_EVERY) -> Camera:
-    """Replay the stored actions of an episode and take frames.
+def film_again(env: Any, episode: EpisodeRecord, every: int = FRAME_EVERY) -> Camera:
+    """Replay an episode and take frames.
 
     Raises:
-        ValueError: the replay leaves the recorded states; the message names the first query that differs.
+        ReplayDiffers: the replay leaves the recorded states; the message names the first query that differs.
     """
     camera = Camera(env, every)
-    env.reset(init_state)
-    camera.on_step(0)
-    step = 0
-    for row in queries.itertuples():
-        if row.state_hash and env.state_hash() != row.state_hash:
-            raise ValueError(f"replay differs from the recorded episode at query {row.query} (step {row.step})")
-        for action in row.executed:
-            env.step(np.asarray(action, dtype=np.float64))
-            step += 1
-            camera.on_step(step)
+    replay_until(env, episode, episode.steps, on_step=camera.on_step)
     return camera

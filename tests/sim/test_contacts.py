@@ -11,6 +11,9 @@ pytest.importorskip("libero.libero")
 
 from scripted import BOWL, BOX, CLOSE, OPEN, PLATE, Script
 
+from mist_interp.data.records import Unit
+from mist_interp.data.rollout import object_poses
+from mist_interp.evaluation.disturbance import disturbed, motions
 from mist_interp.libero.env import LiberoEnv
 
 pytestmark = pytest.mark.sim
@@ -184,3 +187,21 @@ def body_contacts(env: LiberoEnv) -> set[tuple[str, str]]:
     """Names of the bodies of all touching pairs of geoms now."""
     name = [env.model.body(env.model.geom_bodyid[geom]).name for geom in range(env.model.ngeom)]
     return {(name[contact.geom1], name[contact.geom2]) for contact in env.data.contact if contact.dist <= 0}
+
+
+def test_a_pushed_box_is_disturbed_and_a_bowl_of_the_task_is_not() -> None:
+    script, unit = Script(), Unit("libero_spatial", 0, 0)
+    start = object_poses(script.env.proprioception())
+    box, bowl = (name.removesuffix("_main") for name in (BOX, BOWL))
+    assert box in script.env.bystanders and not {bowl, PLATE.removesuffix("_main")} & {*script.env.bystanders}
+    script.hold([0, 0, 0, 0, 0, 0, OPEN], 20)
+    assert disturbed(script.env, unit, motions(script.env, start), 20) == ""
+    script = Script()
+    push_box(script)
+    moved = motions(script.env, start)
+    assert moved and moved[box].moved > 0.02
+    assert disturbed(script.env, unit, moved, len(script.actions)) == box
+    script = Script()
+    script.pick()
+    lifted = motions(script.env, start)
+    assert disturbed(script.env, unit, lifted, len(script.actions)) == ""

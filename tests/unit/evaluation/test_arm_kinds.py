@@ -282,6 +282,18 @@ def test_the_gain_follows_the_measured_effect_within_the_episode_and_its_bounds(
 
 
 @pytest.mark.parametrize("kind", ["random-direction", "noise", "reversed", "wrong-dimension"])
+def test_a_placebo_keeps_the_norm_of_the_edit_whose_gain_follows_its_effect(
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], kind: str
+) -> None:
+    real = Mist(size=0.5, gains=(0.25, 4.0))
+    mine, theirs = alarmed(seen), alarmed(seen)
+    norms = [(real.act(vla, inputs, mine)[1], placebo(real, kind).act(vla, inputs, theirs)[1]) for _ in range(3)]
+    assert mine.memory["gain"] == theirs.memory["gain"] != 1.0
+    for edit, instead in norms:
+        assert instead.edit_norm == pytest.approx(edit.edit_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["random-direction", "noise", "reversed", "wrong-dimension"])
 def test_placebos_have_the_norm_of_the_edit_and_do_something_else(
     vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], kind: str
 ) -> None:

@@ -207,3 +207,17 @@ def test_an_intervention_ends_after_its_longest_and_the_next_one_waits_for_the_p
     for wrong in ({"longest": 0}, {"pause": -1}):
         with pytest.raises(ValueError, match="longest="):
             Gate(Script(always), 0.5, **wrong)
+
+
+def test_an_alarm_that_was_set_for_another_risk_is_refused() -> None:
+    fitted = Script([[0.1, 0.2]], trained_on=frozenset({("libero_spatial", 0, 3)}))
+    with pytest.raises(ValueError, match="fitted on 0 start states, this one was fitted on 1"):
+        Gate(fitted, alarm((0.5, 0.5)))
+    Gate(fitted, alarm((0.5, 0.5), trained_on=fitted.trained_on))
+    Gate(fitted, 0.5)
+
+
+@pytest.mark.parametrize(("row", "nearest"), [([0.4, 0.3], "dx"), ([0.1, 0.7], "dz"), ([0.1, 0.3], "dz")])
+def test_the_output_nearest_to_its_alarm_is_told_whether_that_is_on_or_not(row: Any, nearest: str) -> None:
+    gate = Gate(Script([row]), alarm((0.5, 0.6)))
+    assert gate.judge(np.array(row), gate.memory())[1] == nearest

@@ -27,9 +27,18 @@ def both(light: bool, strong: bool) -> dict[str, bool]:
 
 # The first touches something only while it holds its pose after its success; the last was not asked for it.
 HAND_COUNTED = table(
-    episode("none", 0, 0, success=True, triggered=False, **full(True, False)),
+    episode("none", 0, 0, success=True, triggered=False, disturbed="", **full(True, False)),
     episode(
-        "none", 0, 1, success=True, triggered=True, collision_1n=True, events_1n=3, impulse=0.5, **full(True, False)
+        "none",
+        0,
+        1,
+        disturbed="cup",
+        success=True,
+        triggered=True,
+        collision_1n=True,
+        events_1n=3,
+        impulse=0.5,
+        **full(True, False),
     ),
     episode(
         "none",
@@ -40,9 +49,10 @@ HAND_COUNTED = table(
         collision_10n=True,
         events_1n=1,
         impulse=1.5,
+        disturbed="cup, box",
         **full(True, True),
     ),
-    episode("none", 0, 3, triggered=False, steps=200, **full(False, False)),
+    episode("none", 0, 3, triggered=False, steps=200, disturbed="", **full(False, False)),
     episode("none", 1, 0, success=True, triggered=True, collision_1n_full=None, collision_10n_full=None),
 )
 
@@ -58,6 +68,7 @@ HAND_COUNTED = table(
         ("collision_rate_10n_full", 1 / 4),
         ("collision_rate_among_successes", 1 / 3),
         ("raw_recovery_rate", 2 / 3),
+        ("disturbance_rate", 1 / 2),
         ("events_per_100_steps", 100 * 4 / 600),
         ("impulse_per_100_steps", 100 * 2 / 600),
     ],
@@ -67,7 +78,7 @@ def test_metrics_are_what_one_counts(name: str, expected: float) -> None:
 
 
 def test_every_metric_is_counted_above() -> None:
-    assert len(METRICS) == 10 and len({m.name for m in METRICS}) == 10
+    assert len(METRICS) == 11 and len({m.name for m in METRICS}) == 11
 
 
 def test_raw_recovery_without_a_trigger_is_undefined_not_zero_and_not_one() -> None:

@@ -176,6 +176,14 @@ def test_other_settings_in_the_folder_are_named(tmp_path: Path, change: dict[str
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_run_of_an_older_layout_is_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path, limit=1)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "layout"}))
+    with pytest.raises(SettingsDiffer, match="layout 1; this version writes layout 2"):
+        run(tmp_path)
+
+
 def test_a_run_can_be_extended_but_not_shrunk(tmp_path: Path) -> None:
     run(tmp_path, arms=(NoEdit(),), inits=(0, 1))
     assert run(tmp_path, inits=(0, 1, 2)).to_run == 12

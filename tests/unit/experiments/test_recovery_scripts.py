@@ -81,7 +81,13 @@ def test_the_main_table_has_counts_beside_the_rates_and_a_dash_where_nothing_can
     arm = {"metrics": dict.fromkeys(tables.SHOWN, rate), "edited_query_share": 0.25}
     summary = {"labels": {"success_rate": "SR"}, "arms": {"none": arm, "mist": arm}}
     summary["twins"] = {"arms": {"mist": dict.fromkeys(tables.OUTCOMES, facts)}}
+    known, unknown = (each | {"positive_episodes": 7} for each in (rate, nothing))
+    summary["risk_auc"] = {"arms": {"none": {"dz": {"detection": known, "attribution": unknown}}, "mist": {}}}
     table = tables.main_table(summary)
+    assert (
+        table.loc["none", "AUC dz, detection"] == "0.50 (0.25–1.00)" and table.loc["mist", "AUC dz, detection"] == "–"
+    )
+    assert table.loc["none", "AUC dz, attribution"] == "– (7 episodes)"
     assert table.loc["mist", "SR"] == "50 (25–100)" and table.loc["none", "failure: causal RR"] == "–"
     assert (
         table.loc["mist", "failure: causal RR"] == "2/4 50 (25–100)" and table.loc["mist", "failure: harm"] == "0/0 –"
