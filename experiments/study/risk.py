@@ -144,6 +144,7 @@ def rows_of(report: ProbeReport) -> pd.DataFrame:
                     "margin low": margin.low,
                     "margin high": margin.high,
                     "Brier": score.brier,
+                    "Brier of the base rate": score.base_rate * (1 - score.base_rate),
                     "base rate": score.base_rate,
                     "ECE": score.ece,
                     "positive episodes": score.positive_episodes,
@@ -226,7 +227,7 @@ def draw_readers(reports: Mapping[str, ProbeReport]) -> Figure:
     """AUC of each reader with its interval, and of the best control of the first one."""
     first = next(iter(reports.values()))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.4))
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
         for axis, contrast in zip(figure.subplots(1, 2), ("detection", "attribution"), strict=True):
             y = np.arange(len(first.outputs))
             for place, (name, report) in enumerate(reports.items()):
@@ -247,8 +248,8 @@ def draw_readers(reports: Mapping[str, ProbeReport]) -> Figure:
             axis.axvline(0.5, color="#d9dce1", zorder=0)
             axis.set_yticks(y, first.outputs)
             axis.invert_yaxis()
-            axis.set(title=contrast, xlabel="AUC, tasks left out in turn")
-        axis.legend(frameon=False, fontsize=7)
+            axis.set(title=contrast, xlabel="AUC; tasks left out in turn where nothing else is said")
+        figure.legend(*axis.get_legend_handles_labels(), frameon=False, fontsize=7, ncols=3, loc="outside lower center")
     return figure
 
 

@@ -82,9 +82,13 @@ class Opinion:
     necessary: Mapping[int, Float[Array, "7"]]
 
     def instead_of(self, own: Float[Array, "7"], event: int) -> Float[Array, "7"]:
-        """`own` with the audit's answer where that counts; NaN where it counts and the event was not audited."""
+        """`own` with the audit's answer where that counts.
+
+        NaN where it counts and the event was not audited, or where no single dimension is necessary: an event that
+        happens without any one of them is nobody's.
+        """
         said = self.necessary.get(event, np.full(DIMENSIONS, np.nan))
-        return np.where(self.replaced, said, own)
+        return np.where(self.replaced, said if said.any() else np.nan, own)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How early is an event foreseen, and do the probabilities mean what they say?
 
-Lead time = control steps from the query at which the probability first reaches a threshold to the start of the first
-event of its episode. A threshold that is always reached has the longest lead times, so the share of episodes without
-any event that reach it stands beside them.
+Lead time = control steps from the query at which the probability first exceeds a threshold to the start of the first
+event of its episode. Queries whose label is masked raise no alarm: what is said during another contact is not about
+this one. A threshold that is always exceeded has the longest lead times, so the share of episodes without any event
+that exceed it stands beside them. A lead beyond the window of the labels tells a dangerous episode, not the moment.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class LeadTime:
         threshold: of the probability (of the score where there is none).
         steps: control steps of lead of every event that was foreseen, sorted.
         events: episodes with an event, the first of each.
-        false_alarms: episodes without any event in which the threshold is reached.
+        false_alarms: episodes without any event in which the threshold is exceeded.
         quiet: episodes without any event.
     """
 
@@ -33,7 +34,7 @@ class LeadTime:
 
     @property
     def foreseen(self) -> float | None:
-        """Share of the events before whose start the threshold was reached; None without events."""
+        """Share of the events before whose start the threshold was exceeded; None without events."""
         return len(self.steps) / self.events if self.events else None
 
     @property
@@ -52,7 +53,7 @@ def lead_time(queries: pd.DataFrame, threshold: float) -> LeadTime:
 
     Args:
         queries: columns episode, step, label, ahead, incident and probability (or score), as in `ProbeReport.queries`.
-        threshold: the alarm is given when the probability is as large.
+        threshold: the alarm is given when the probability is larger.
 
     Raises:
         ValueError: the target does not say when its events begin.
@@ -61,7 +62,8 @@ def lead_time(queries: pd.DataFrame, threshold: float) -> LeadTime:
     if queries.loc[positive, "ahead"].isna().any():
         raise ValueError("the labels of this target do not say when the event begins, so there is no lead time")
     value = queries["probability"] if queries["probability"].notna().all() else queries["score"]
-    ordered = queries.assign(alarm=value >= threshold, begins=queries["step"] + queries["ahead"])
+    alarm = (value > threshold) & queries["label"].notna()
+    ordered = queries.assign(alarm=alarm, begins=queries["step"] + queries["ahead"])
     steps, events, false_alarms, quiet = [], 0, 0, 0
     for _, episode in ordered.sort_values("step").groupby("episode", sort=False):
         alarms = episode.loc[episode["alarm"], "step"]

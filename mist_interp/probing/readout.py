@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.svm import LinearSVC
+from sklearn.utils.validation import has_fit_parameter
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.data.records import Array
@@ -149,8 +150,10 @@ def _fit_one(
         if len(np.unique(labels[kept])) < 2:
             fitted.append(None)
             continue
-        own = grouped(estimator, rows[kept], labels[kept], None if mine is None else mine[kept])
-        fitted.append(own.fit(rows[kept], labels[kept]))
+        together = None if mine is None else mine[kept]
+        own = grouped(estimator, rows[kept], labels[kept], together)
+        extra = {"groups": together} if together is not None and has_fit_parameter(own, "groups") else {}
+        fitted.append(own.fit(rows[kept], labels[kept], **extra))
     return Readout(known.mean, known.scale, tuple(fitted))
 
 

@@ -43,6 +43,7 @@ CENSORED = "the episode ends inside the window"
 UNATTRIBUTED = "unattributed (no commanded motion closed the gap)"
 NO_GEOMETRY = "no geometry is recorded"
 NOT_AUDITED = "not in the audit"
+NOT_NECESSARY = "unattributed (the event happens without any one dimension)"
 NO_EVENT = "no event"
 OTHERS = "an event, but of other dimensions"
 
@@ -177,19 +178,21 @@ class Risk:
             return Verdict(np.full(len(ACTION_NAMES), np.nan), (IN_CONTACT,) * len(ACTION_NAMES))
         blames = blame(course, step, end, self.rule)
         if opinion is not None:
-            blames = [replace(each, own=opinion.instead_of(each.own, each.step)) for each in blames]
+            # What is only dropped is audited by nobody: its geometry counts.
+            blames = [
+                replace(each, own=opinion.instead_of(each.own, each.step)) if each.contacts else each for each in blames
+            ]
         values, reasons = np.full(len(ACTION_NAMES), np.nan), []
         for place in range(len(ACTION_NAMES)):
             # What is only dropped is the gripper's affair; to the arm it is no event.
             events = [each for each in blames if each.contacts or place == GRIPPER]
-            audited = opinion is not None and bool(opinion.replaced[place])
-            reason = self._reason(place, events, censored=end > steps, audited=audited)
+            reason = self._reason(place, events, censored=end > steps, opinion=opinion)
             reasons.append(reason)
             if reason is None:
                 values[place] = float(any(each.own[place] == 1 for each in events))
         return Verdict(values, tuple(reasons), tuple(blames))
 
-    def _reason(self, place: int, events: list[Blame], censored: bool, audited: bool) -> str | None:
+    def _reason(self, place: int, events: list[Blame], censored: bool, opinion: Opinion | None) -> str | None:
         """Why a dimension is masked; None if it is not."""
         if not events:
             if self.contrast == "attribution":
@@ -200,8 +203,8 @@ class Risk:
             return None
         if not np.isnan(own).all():
             return OTHERS if self.contrast == "detection" else None
-        if audited:
-            return NOT_AUDITED
+        if opinion is not None and opinion.replaced[place]:
+            return NOT_NECESSARY if all(each.step in opinion.necessary for each in events) else NOT_AUDITED
         known = [contact for each in events for contact in each.contacts if contact.gain is not None]
         return UNATTRIBUTED if known else NO_GEOMETRY
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from risk_fixtures import constant, course, touch
 
 from mist_interp.core.actions import ACTION_NAMES
+from mist_interp.data.records import ReleaseRecord
 from mist_interp.probing.audit import Audit, Finding, append_finding, shapley
-from mist_interp.probing.risk import NOT_AUDITED, OTHERS, Risk
+from mist_interp.probing.risk import NOT_AUDITED, NOT_NECESSARY, OTHERS, Risk
 
 NOTHING = (False,) * 7
 
@@ -130,6 +131,26 @@ def test_an_event_that_was_not_audited_is_masked_there_and_labelled_elsewhere(au
     assert np.isnan(values[0]) and reasons[0] == NOT_AUDITED and values[2] == 1
     values, reasons = labels(audited(), normal_dx=True)
     assert np.isnan(values[0]) and reasons[0] == NOT_AUDITED
+
+
+def test_an_event_that_happens_without_any_one_dimension_is_nobodys(audited: Callable[..., Risk]) -> None:
+    risk = audited(*WEAK, finding(1, floats(only(2)), NOTHING))
+    values, reasons = labels(risk)
+    assert np.isnan(values[0]) and reasons[0] == NOT_NECESSARY and values[2] == 1, "dz keeps its geometry"
+    opinion = Audit.read(risk.audit or "").opinion("e", 8)
+    verdict = risk.judge(course(constant(80, dx=0.5, dz=-0.5), touch(12)), 8, 26, 80, opinion)
+    assert np.isnan(verdict.to_blame()[0])
+
+
+def test_a_drop_keeps_its_geometry_beside_an_audit(audited: Callable[..., Risk]) -> None:
+    doubted = [finding(200 + i, floats(only(6)), only(6) if i % 2 else NOTHING) for i in range(4)]
+    disputed = [finding(300 + i, floats(NOTHING), only(6)) for i in range(4)]
+    risk = audited(*doubted, *disputed)
+    audit = Audit.read(risk.audit or "")
+    assert audit.replaced()[6]
+    drop = ReleaseRecord(12, "bowl", True, 16, "table", False)
+    there = course(constant(80, dz=-0.5, gripper=-1.0), releases=(drop,))
+    assert risk.judge(there, 8, 26, 80, audit.opinion("e", 8)).values[6] == 1
 
 
 def test_names() -> None:

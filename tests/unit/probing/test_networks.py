@@ -20,6 +20,7 @@ from mist_interp.probing.networks import LSTM, MLP, network_config, network_from
 from mist_interp.probing.networks_classifier import NetworkClassifier
 from mist_interp.probing.networks_fit import fit_network, hold_out, platt
 from mist_interp.probing.networks_fitted import Recipe, Training, as_sequences, probabilities
+from mist_interp.probing.readout import fit_readout
 
 QUICK = {"hidden": (16,), "learning_rate": 0.02, "epochs": 15, "patience": 4}
 
@@ -73,6 +74,13 @@ def test_held_out_rows_share_no_group_with_fitted_ones() -> None:
     episode = np.repeat(np.arange(25), 8)
     held = NetworkClassifier(**QUICK).fit(x, y, groups=episode).held_out_
     assert held.any() and not set(episode[held]) & set(episode[~held])
+
+
+def test_a_read_out_tells_the_network_what_belongs_together() -> None:
+    x, y = rows(200)
+    episode = np.repeat(np.arange(25), 8)
+    (inner,) = fit_readout(NetworkClassifier(**QUICK), x, y[:, None].astype(float), episode).estimators
+    assert inner.held_out_.any() and not set(episode[inner.held_out_]) & set(episode[~inner.held_out_])
 
 
 @settings(max_examples=60, deadline=None)

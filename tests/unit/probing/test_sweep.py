@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from mist_interp.data.store import check_rates
 from mist_interp.probing import Failure, Fold, LayerSweep, Probe, cross_validate, fit_layers
 from mist_interp.probing.evaluation import plan_folds
 from mist_interp.probing.folds import make_folds
+from mist_interp.probing.foresight import lead_time
 from mist_interp.probing.leaks import grouped
 from mist_interp.probing.logistic import Task, fit_logistic, moments
 from mist_interp.probing.readout import fit_readout
@@ -179,9 +181,20 @@ def test_draws_count_every_pair_of_queries_by_the_weights_of_their_episodes(seed
         assert pairs == 0 or found == pytest.approx(won / pairs)
 
 
+def test_an_alarm_is_about_the_event_that_follows_it_and_exceeds_its_threshold() -> None:
+    """Two contacts: the alarm during the first says nothing of the second; one at the limit is none."""
+    rows = [(0, 0, 0.5), (8, np.nan, 0.9), (16, 0, 0.1), (24, 1, 0.7), (32, 1, 0.9)]
+    queries = pd.DataFrame(rows, columns=["step", "label", "probability"])
+    ahead = (40 - queries["step"]).where(queries["label"] == 1)
+    queries = queries.assign(episode="a", incident=True, ahead=ahead)
+    found = lead_time(queries, 0.5)
+    assert found.steps == (16,) and found.events == 1
+    assert lead_time(queries, 0.95).steps == () and lead_time(queries, 0.4).steps == (40,)
+
+
 def test_lead_times_and_reliability(make_store: MakeStore) -> None:
     report = cross_validate(Probe(SITE, target=Failure()), outcome_store(make_store, tasks=3, signal=3.0), draws=20)
-    always, never = report.lead_time(0.0), report.lead_time(1.1)
+    always, never = report.lead_time(-0.1), report.lead_time(1.1)
     assert always.foreseen == 1.0 and always.median == 220.0 and always.false_alarm_rate == 1.0
     assert never.steps == () and never.median is None and never.false_alarms == 0 and never.events == always.events
     table = report.reliability()
