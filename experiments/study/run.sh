@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study of what is about to go wrong, one command. Every stage goes on where it was cut; finished ones are skipped.
 #   bash experiments/study/run.sh                 all stages, in this order
-#   bash experiments/study/run.sh risk            only these: collect base audit actions failures risk policies transfer
+#   bash experiments/study/run.sh risk            only these: collect base audit actions failures risk policies transfer report
 #
 #   RUN=runs/study          folder of the rollouts
 #   OUT=results/study       folder of tables and figures
@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source experiments/setup.sh
 RUN=${RUN:-runs/study} OUT=${OUT:-results/study} PROCESSES=${PROCESSES:-2} INITS=${INITS:-0-24} BASE_INITS=${BASE_INITS:-0-4}
-STAGES=(collect base audit actions failures risk policies transfer)
+STAGES=(collect base audit actions failures risk policies transfer report)
 MIST="$(dirname "$VENV_PYTHON")/mist"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
@@ -41,10 +41,12 @@ policies() { "$VENV_PYTHON" experiments/study/policies.py --rollouts "$RUN/mini"
 
 transfer() { "$VENV_PYTHON" experiments/study/transfer.py --rollouts "$RUN/mini" "$RUN/mini-base" --out "$OUT"; }
 
+report() { "$VENV_PYTHON" experiments/study/report.py --results "$OUT"; }
+
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    collect | base | audit | actions | failures | risk | policies | transfer) ;;
+    collect | base | audit | actions | failures | risk | policies | transfer | report) ;;
     *) _stop "unknown stage '$stage'; possible: ${STAGES[*]}" ;;
   esac
   _say "$stage"
