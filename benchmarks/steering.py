@@ -68,6 +68,8 @@ class LinearRisk:
         """See `RiskSource`."""
         return (self.site,)
 
+    trained_on: frozenset[Any] = frozenset()
+
     def start(self) -> None:
         """See `RiskSource`."""
 
@@ -96,7 +98,8 @@ def ways(vla: HookedVLA, inputs: PolicyInputs) -> dict[str, Callable[[], Any]]:
 
         def run() -> Any:
             seen = gate.see(vla, inputs, getattr(arm, "sites", ()))
-            asked = Query(unit, 0, 0, {}, "", *seen[:2], seen.fired, seen.clean, seen.risk, ("dz",), seen.cache, memory)
+            known = {name: getattr(seen, name) for name in ("score", "fired", "clean", "risk", "nearest", "cache")}
+            asked = Query(unit, 0, 0, {}, "", **known, triggered=seen.fired, flagged=("dz",), memory=memory)
             return arm.act(vla, inputs, asked)
 
         return run
@@ -109,6 +112,7 @@ def ways(vla: HookedVLA, inputs: PolicyInputs) -> dict[str, Callable[[], Any]]:
         "gate, mist behind the last block": answered(open_, last),
         "gate, mist one block earlier": answered(open_, middle),
         "gate, mist one block earlier, first 4 steps": answered(open_, Mist(("resid_post", -2), steps=(0, 1, 2, 3))),
+        "gate, mist one block earlier, 3 rounds": answered(open_, Mist(("resid_post", -2), rounds=3, stride=0.5)),
     }
     if vla.cfg.n_layers > BUILT:
         found["gate, mist two blocks earlier"] = answered(open_, Mist(("resid_post", -3)))

@@ -26,9 +26,9 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 recovery() { "$VENV_PYTHON" "experiments/recovery/$1.py" "${@:2}"; }
 
-evaluated() { # results folder, list of arms, gate, start states, conditions
+evaluated() { # results folder, list of arms, gate, start states, conditions, more options
   in_shards "$MIST" eval --out "$OUT/$1" --arms "$OUT/arms/$2.yaml" --detector "$OUT/$3/gate.yaml" --inits "$4" \
-    --perturbations $5 --videos none --no-report
+    --perturbations $5 --videos none --no-report "${@:6}"
 }
 
 risk() { recovery risk --rollouts "$RUN/mini" --out "$OUT/contact"; }
@@ -45,11 +45,11 @@ horizons() {
   done
 }
 
-main() { evaluated main main contact "$INITS" "$DISTURBED"; }
+main() { evaluated main main contact "$INITS" "$DISTURBED" --full-horizon; }
 
 report() {
   "$MIST" eval --out "$OUT/main" --arms "$OUT/arms/main.yaml" --detector "$OUT/contact/gate.yaml" --inits "$INITS" \
-    --perturbations $DISTURBED --videos sample
+    --perturbations $DISTURBED --videos sample --full-horizon
   recovery tables --run "$OUT/main" --out "$OUT"
 }
 

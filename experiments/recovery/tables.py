@@ -25,10 +25,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from mist_interp.analysis.figures import STYLE
-from mist_interp.data.failure_types import failure_type, objects_to_move
 from mist_interp.evaluation.comparison import compare
+from mist_interp.evaluation.failures import by_failure
 from mist_interp.evaluation.folder import ResultsFolder
-from mist_interp.evaluation.plan import PlannedEpisode
 
 SHOWN = (
     "success_rate",
@@ -69,7 +68,8 @@ def main(settings: Settings) -> None:
     tests = pd.DataFrame([flat_test(row) for row in twins["comparisons"] if row["arm"] in settings.tested])
     write(settings.out / "tests.csv", tests.set_index(["arm", "outcome", "reference"]))
     draw(twins).savefig(settings.out / "arms.png", dpi=150)
-    write(settings.out / "by_failure.csv", by_failure(settings.run))
+    folder = ResultsFolder(settings.run)
+    write(settings.out / "by_failure.csv", by_failure(folder, folder.rows()))
 
 
 def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -83,6 +83,7 @@ def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:
             for contrast, found in contrasts.items():
                 rows[arm][f"AUC {dim}, {contrast}"] = area(found)
     for arm, facts in summary["twins"]["arms"].items():
+        rows[arm]["lost pairs"] = f"{facts['pairs']['lost']} of {summary['twins']['triggered']}"
         for outcome, label in OUTCOMES.items():
             numbers = facts[outcome]
             saved, lost = numbers["recovered"], numbers["bad_under_reference"]
@@ -117,33 +118,12 @@ def interval(estimate: Mapping[str, Any]) -> str:
 
 
 def area(found: Mapping[str, Any]) -> str:
-    """AUC with its interval; where it is undefined, the number of positive episodes."""
+    """AUC with its interval and the better control; where it is undefined, the number of positive episodes."""
     if found["value"] is None:
         return f"– ({found['positive_episodes']} episodes)"
     value, low, high = (f"{found[key]:.2f}" for key in ("value", "low", "high"))
-    return f"{value} ({low}–{high})"
-
-
-def by_failure(run: Path) -> pd.DataFrame:
-    """Triggered units that `none` fails, by the way it fails: how many, and how many each arm makes succeed."""
-    folder, rows = ResultsFolder(run), {}
-    for row in folder.rows():
-        if row["status"] == "ok":
-            planned = PlannedEpisode.from_row(row)
-            rows.setdefault(planned.unit, {})[planned.arm] = row
-    table: dict[str, dict[str, int]] = {}
-    for unit, arms in rows.items():
-        shadow = arms.get("none")
-        if shadow is None or shadow["success"] or not shadow["triggered"]:
-            continue
-        way = failure_type(folder.record(shadow), objects_to_move(unit.suite, unit.task))
-        counts = table.setdefault(way, {"units": 0})
-        counts["units"] += 1
-        for arm, row in arms.items():
-            if arm != "none":
-                counts[arm] = counts.get(arm, 0) + int(row["success"])
-    found = pd.DataFrame.from_dict(table, orient="index", columns=None if table else ["units"])
-    return found.fillna(0).astype(int).sort_values("units", ascending=False)
+    control, best = max(found["controls"].items(), key=lambda item: item[1])
+    return f"{value} ({low}–{high}); {control} {best:.2f}"
 
 
 def draw(twins: Mapping[str, Any]) -> Figure:

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+import pandas as pd
+from jaxtyping import Float, Int
 
 from mist_interp.core.actions import ACTION_NAMES
 from mist_interp.data.records import ContactRecord, ReleaseRecord
@@ -32,7 +33,9 @@ DEFINITION = (
     "area under the ROC curve of the risk of a dimension over the queries of an arm: detection, queries before a "
     f"forbidden contact of {Risk().force:g} N that this dimension brings about within the chunk and {Risk().horizon} "
     "control steps beyond it, against queries before none; attribution, the same against queries before a contact "
-    f"that only other dimensions bring about; undefined with fewer than {MIN_EPISODES} episodes of either kind"
+    f"that only other dimensions bring about; undefined with fewer than {MIN_EPISODES} episodes of either kind. Beside "
+    "it what needs no activations: the number of the query, in the better direction, and how often the task's other "
+    "episodes are positive"
 )
 
 
@@ -88,11 +91,12 @@ def risk_auc(paired: PairedEpisodes, arm: str, *, draws: int) -> dict[str, dict[
     if not known:
         return {}
     episode = np.concatenate([np.full(len(one["risk"]), place) for place, one in known])
+    number = np.concatenate([np.arange(len(one["risk"])) for _, one in known])
     risk = np.concatenate([np.array(one["risk"], dtype=np.float64) for _, one in known])
     tasks = task_labels(rows)[episode]
     return {
         dim: {
-            contrast: _estimate(risk[:, place], _column(known, contrast, place), episode, tasks, draws)
+            contrast: _estimate(risk[:, place], _column(known, contrast, place), episode, number, tasks, draws)
             for contrast in CONTRASTS
         }
         for place, dim in enumerate(dims)
@@ -102,8 +106,9 @@ def risk_auc(paired: PairedEpisodes, arm: str, *, draws: int) -> dict[str, dict[
 def _estimate(
     risk: Float[np.ndarray, " queries"],
     labels: Float[np.ndarray, " queries"],
-    episode: np.ndarray,
-    task: np.ndarray,
+    episode: Int[np.ndarray, " queries"],
+    number: Int[np.ndarray, " queries"],
+    task: Int[np.ndarray, " queries"],
     draws: int,
 ) -> dict[str, Any]:
     kept = ~np.isnan(labels)
@@ -111,9 +116,20 @@ def _estimate(
     positive, negative = judged.episodes_with(1), judged.episodes_with(0)
     counts = {"positive_episodes": positive, "negative_episodes": negative, "queries": int(kept.sum())}
     if min(positive, negative) < MIN_EPISODES:
-        return {"value": None, "low": None, "high": None, **counts}
+        return {"value": None, "low": None, "high": None, "controls": {}, **counts}
     low, high = interval(auc_of_draws(risk[kept], judged, episode_draws(judged, draws)))
-    return {"value": auc(risk[kept], judged), "low": low, "high": high, **counts}
+    clock = auc(number[kept].astype(np.float64), judged) or 0.0
+    controls = {"step counter": max(clock, 1 - clock), "task id": auc(_task_rates(judged), judged)}
+    return {"value": auc(risk[kept], judged), "low": low, "high": high, "controls": controls, **counts}
+
+
+def _task_rates(judged: Judged) -> Float[np.ndarray, " queries"]:
+    """Share of positive queries in the other episodes of the task; that of all where there is none."""
+    frame = pd.DataFrame({"task": judged.task, "episode": judged.episode, "label": judged.labels})
+    whole = frame.groupby("task")["label"].agg(["sum", "size"]).loc[judged.task].to_numpy()
+    own = frame.groupby("episode")["label"].agg(["sum", "size"]).loc[judged.episode].to_numpy()
+    positive, size = (whole - own).T
+    return np.divide(positive, size, out=np.full(len(frame), judged.labels.mean()), where=size > 0)
 
 
 def _column(known: Sequence[tuple[int, Any]], contrast: str, place: int) -> Float[np.ndarray, " queries"]:

@@ -15,11 +15,20 @@ from typing import Any
 import pandas as pd
 
 from mist_interp.core.files import write_atomic
+from mist_interp.evaluation.failures import by_failure, way_of_failing
 from mist_interp.evaluation.plan import REFERENCE_ARM, Unit
 from mist_interp.report.figures import rates_figure, score_figure
 from mist_interp.report.run import Run, load_run
 from mist_interp.report.style import SCRIPT, STYLE
-from mist_interp.report.tables import comparison_tables, episode_table, main_table, percent, risk_table, task_table
+from mist_interp.report.tables import (
+    comparison_tables,
+    episode_table,
+    html_table,
+    main_table,
+    percent,
+    risk_table,
+    task_table,
+)
 from mist_interp.report.twin_tables import twin_section
 from mist_interp.report.video import Take, paired_video_data_url, read_frames
 
@@ -67,6 +76,7 @@ def render(run: Run, title: str, max_films: int = MAX_FILMS) -> str:
             _risk(run),
             _paired(run),
             _tasks(run),
+            _failures(run),
             _scores(run),
             _films(run, max_films),
         ]
@@ -170,6 +180,22 @@ def _tasks(run: Run) -> str:
     return f"<h2>Tasks</h2>{task_table(run.summary)}"
 
 
+def _failures(run: Run) -> str:
+    found = by_failure(run.folder, run.rows)
+    if found.empty:
+        return ""
+    heads = "".join(f"<th>{escape(name)}</th>" for name in found.columns)
+    rows = [
+        f"<tr><td>{escape(way)}</td>" + "".join(f"<td>{count}</td>" for count in counts) + "</tr>"
+        for way, counts in zip(found.index, found.to_numpy(), strict=True)
+    ]
+    return (
+        f"<h2>Which failures</h2><p class='note'>Units in which the detector fires and {REFERENCE_ARM} fails, by the "
+        f"way it fails; how many of them have a forbidden contact, and how many succeed under each arm.</p>"
+        f"{html_table(f'<th>{REFERENCE_ARM} fails by</th>{heads}', rows)}"
+    )
+
+
 def _scores(run: Run) -> str:
     arm = REFERENCE_ARM if REFERENCE_ARM in run.arms else run.arms[0]
     parts = []
@@ -221,8 +247,11 @@ def _film(run: Run, unit: Unit) -> str:
     url = paired_video_data_url(takes, _threshold(detector) if detector else None)
     share = round(100 * min(1.0, len(takes) / 3))
     instruction = escape(str(takes[0].row["instruction"]))
+    shadow = run.row(REFERENCE_ARM, unit)
+    way = way_of_failing(run.folder, shadow) if shadow else None
+    told = f" ({REFERENCE_ARM}: {way})" if way else ""
     return (
-        f'<div class="film"><p>Task {unit.task}, init state {unit.init_state}: {instruction}</p>'
+        f'<div class="film"><p>Task {unit.task}, init state {unit.init_state}: {instruction}{told}</p>'
         f'<video src="{url}" style="width:{share}%" muted loop playsinline preload="auto"></video></div>'
     )
 

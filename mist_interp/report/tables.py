@@ -89,7 +89,9 @@ def _auc_cell(estimate: Mapping[str, Any] | None) -> str:
         return f'<td class="muted">{DASH}{count}</td>'
     interval = "no interval" if estimate["low"] is None else f"{plain(estimate['low'])} – {plain(estimate['high'])}"
     hint = f"{estimate['queries']} queries; intervals resample tasks and then episodes"
-    return f'<td title="{hint}">{plain(estimate["value"])}<small>{interval}</small>{count}</td>'
+    control, best = max(estimate["controls"].items(), key=lambda item: item[1])
+    rival = f"<small>{escape(control)}: {plain(best)}</small>"
+    return f'<td title="{hint}">{plain(estimate["value"])}<small>{interval}</small>{rival}{count}</td>'
 
 
 def _is_known(summary: Mapping[str, Any], name: str) -> bool:

@@ -45,7 +45,7 @@ def twin_section(summary: Mapping[str, Any]) -> str:
         f"an outcome. How the pairs came about:</p>{pair_table(summary)}<p class='note'>Forked: begun at the trigger "
         f"of {reference}. Matched: run from the start and equal until the trigger, state by state. Untriggered: the "
         "same episode for an arm that waits for the trigger. Lost: not equal until the trigger, as with an arm that "
-        "acts from the start.</p>"
+        "acts from the start; such pairs compare units (intention to treat) and are no twins.</p>"
     )
 
 
@@ -63,7 +63,9 @@ def twin_table(summary: Mapping[str, Any], outcome: str) -> str:
             "harm_rate": f"{numbers['harmed']} of {numbers['good_under_reference']}",
         }
         cells = "".join(_cell(numbers[m], counted.get(m), signed=m.startswith("net")) for m in _METRICS)
-        rows.append(f"<tr><td>{arm_label(arm, colours)}</td>{cells}</tr>")
+        lost = facts["pairs"]["lost"]
+        doubt = f"<small class='bad'>{lost} of {twins['triggered']} no twins</small>" if lost else ""
+        rows.append(f"<tr><td>{arm_label(arm, colours)}{doubt}</td>{cells}</tr>")
     return html_table(f"<th>arm</th>{heads}", rows)
 
 

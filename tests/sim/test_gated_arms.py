@@ -23,6 +23,8 @@ class FromTheSecondQuery:
     outputs = ("dx", "dz")
     sites = (("resid_post", 1),)
 
+    trained_on: frozenset[Any] = frozenset()
+
     def start(self) -> int:
         return 0
 
@@ -39,8 +41,8 @@ class FromTheSecondQuery:
 class Broken(Mist):
     """An edit that is not a number."""
 
-    def _edit(self, reach: Any, change: Any, *others: Any) -> Any:
-        return reach(change) * np.nan, ("dz",)
+    def _edit(self, meant: Any, *others: Any) -> Any:
+        return meant * np.nan, ("dz",)
 
 
 def test_all_arms_share_their_triggers_and_act_from_there(tmp_path: Any) -> None:

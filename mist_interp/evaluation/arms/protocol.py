@@ -12,7 +12,7 @@ every episode begins anew.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +54,7 @@ class Query:
     step: int
     observation: Mapping[str, Any]
     instruction: str
+    _: KW_ONLY
     score: float | None = None
     fired: bool = False
     triggered: bool = False

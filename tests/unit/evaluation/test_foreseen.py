@@ -76,6 +76,20 @@ def test_an_auc_counts_pairs_of_queries_and_leaves_masked_ones_out() -> None:
     assert (found["positive_episodes"], found["negative_episodes"], found["queries"]) == (20, 40, 80)
 
 
+def test_the_controls_know_the_clock_and_the_other_episodes_of_the_task() -> None:
+    """Positive at the second query of every episode, or in every episode of tasks 0 to 2."""
+    late = [episode("none", k % 6, k, foreseen=said([0.5] * 3, [0, 1, 0][: 3 - k % 2])) for k in range(40)]
+    tasks = [episode("none", k % 6, k, foreseen=said([0.5] * 2, [int(k % 6 < 3)] * 2)) for k in range(60)]
+    found = [risk_auc(pair(table(*rows)), "none", draws=20)["dz"]["detection"] for rows in (late, tasks)]
+    assert [one["value"] for one in found] == [0.5, 0.5]
+    # Of the two kinds of queries without a contact the earlier ones, 40 of 60, lie below.
+    assert found[0]["controls"]["step counter"] == pytest.approx(40 / 60)
+    assert found[1]["controls"] == {"step counter": 0.5, "task id": 1.0}
+    alone = [episode("none", k, k, foreseen=said([0.5] * 2, [int(k < 20)] * 2)) for k in range(40)]
+    rates = risk_auc(pair(table(*alone)), "none", draws=20)["dz"]["detection"]["controls"]
+    assert rates["task id"] == 0.5, "an episode does not tell of itself"
+
+
 def test_too_few_episodes_give_no_number_but_their_count() -> None:
     found = risk_auc(pair(table(*episodes("none", 19, 30))), "none", draws=50)["dz"]
     assert found["detection"]["value"] is None and found["detection"]["positive_episodes"] == 19
@@ -83,6 +97,7 @@ def test_too_few_episodes_give_no_number_but_their_count() -> None:
         "value": None,
         "low": None,
         "high": None,
+        "controls": {},
         "positive_episodes": 0,
         "negative_episodes": 0,
         "queries": 0,
@@ -95,7 +110,9 @@ def test_the_summary_has_it_per_arm_and_the_report_a_row_per_arm() -> None:
     arms = summary["risk_auc"]["arms"]
     assert arms["none"]["dz"]["detection"]["value"] == 1.0 and arms["steer"]["dz"]["detection"]["value"] == 0.0
     none, steer = risk_table(summary).split("<tr>")[2:]
-    assert "1.00<small>1.00 – 1.00</small><small>20 against 40</small>" in none and "0.00<small>" in steer
+    assert (
+        "1.00<small>1.00 – 1.00</small>" in none and "<small>20 against 40</small>" in none and "0.00<small>" in steer
+    )
     assert none.count("–<small>0 against 0") == 1
 
 

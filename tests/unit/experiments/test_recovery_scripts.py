@@ -80,14 +80,18 @@ def test_the_main_table_has_counts_beside_the_rates_and_a_dash_where_nothing_can
     facts |= {"causal_recovery": rate, "harm_rate": nothing}
     arm = {"metrics": dict.fromkeys(tables.SHOWN, rate), "edited_query_share": 0.25}
     summary = {"labels": {"success_rate": "SR"}, "arms": {"none": arm, "mist": arm}}
-    summary["twins"] = {"arms": {"mist": dict.fromkeys(tables.OUTCOMES, facts)}}
-    known, unknown = (each | {"positive_episodes": 7} for each in (rate, nothing))
+    twins = dict.fromkeys(tables.OUTCOMES, facts) | {"pairs": {"lost": 3}}
+    summary["twins"] = {"arms": {"mist": twins}, "triggered": 8}
+    controls = {"step counter": 0.625, "task id": 0.5}
+    known, unknown = (each | {"positive_episodes": 7, "controls": controls} for each in (rate, nothing))
     summary["risk_auc"] = {"arms": {"none": {"dz": {"detection": known, "attribution": unknown}}, "mist": {}}}
     table = tables.main_table(summary)
     assert (
-        table.loc["none", "AUC dz, detection"] == "0.50 (0.25–1.00)" and table.loc["mist", "AUC dz, detection"] == "–"
+        table.loc["none", "AUC dz, detection"] == "0.50 (0.25–1.00); step counter 0.62"
+        and table.loc["mist", "AUC dz, detection"] == "–"
     )
     assert table.loc["none", "AUC dz, attribution"] == "– (7 episodes)"
+    assert table.loc["mist", "lost pairs"] == "3 of 8"
     assert table.loc["mist", "SR"] == "50 (25–100)" and table.loc["none", "failure: causal RR"] == "–"
     assert (
         table.loc["mist", "failure: causal RR"] == "2/4 50 (25–100)" and table.loc["mist", "failure: harm"] == "0/0 –"

@@ -6,14 +6,19 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from mist_interp.cli import main
+from mist_interp.evaluation.folder import episode_table, rows_of_table
+from mist_interp.evaluation.summary import summarize
 from mist_interp.report import write_report
 from mist_interp.report.recomputation import differences, recompute
 from tests.unit.evaluation.fakes import FakeVLA
+from tests.unit.evaluation.tables import episode
 from tests.unit.evaluation.test_twins import run
 
 
@@ -101,3 +106,26 @@ def test_differences_are_named_to_the_leaf() -> None:
         "gone: 1 there, 'nothing' recomputed",
         "new: 'nothing' there, None recomputed",
     ]
+
+
+def test_risks_and_disturbed_objects_survive_the_table(tmp_path: Path) -> None:
+    rng, arms = np.random.default_rng(0), ["none", "steer"]
+    rows = [
+        episode(arm, k % 6, k, foreseen=risks(rng, k), disturbed=["", "cup", "cup, box", None][k % 4], releases=[])
+        for arm in arms
+        for k in range(60)
+    ]
+    path = tmp_path / "episodes.parquet"
+    episode_table(rows).to_parquet(path, index=False)
+    again = rows_of_table(pd.read_parquet(path))
+    before, after = (summarize(pd.DataFrame(part), arms, draws=50) for part in (rows, again))
+    assert before["risk_auc"]["arms"]["steer"]["dz"]["detection"]["value"] is not None
+    assert before["arms"]["none"]["metrics"]["disturbance_rate"]["value"] == pytest.approx(2 / 3)
+    assert list(differences(before, after)) == []
+
+
+def risks(rng: np.random.Generator, k: int) -> dict[str, Any] | None:
+    """What was foreseen in four queries; nothing in the last episodes."""
+    labels = [[0], [None], [int(k % 2)], [0]]
+    risk = {"dims": ["dz"], "risk": rng.random((4, 1)).tolist(), "detection": labels, "attribution": [[None]] * 4}
+    return risk if k < 58 else None
