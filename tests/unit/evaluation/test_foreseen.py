@@ -78,7 +78,7 @@ def test_an_auc_counts_pairs_of_queries_and_leaves_masked_ones_out() -> None:
 
 def test_the_controls_know_the_clock_and_the_other_episodes_of_the_task() -> None:
     """Positive at the second query of every episode, or in every episode of tasks 0 to 2."""
-    late = [episode("none", k % 6, k, foreseen=said([0.5] * 3, [0, 1, 0][: 3 - k % 2])) for k in range(40)]
+    late = [episode("none", k % 6, k, foreseen=said([0.5] * (3 - k % 2), [0, 1, 0][: 3 - k % 2])) for k in range(40)]
     tasks = [episode("none", k % 6, k, foreseen=said([0.5] * 2, [int(k % 6 < 3)] * 2)) for k in range(60)]
     found = [risk_auc(pair(table(*rows)), "none", draws=20)["dz"]["detection"] for rows in (late, tasks)]
     assert [one["value"] for one in found] == [0.5, 0.5]
