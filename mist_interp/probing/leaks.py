@@ -4,6 +4,9 @@ Three that no split of episodes closes: data that were standardised before they 
 fitted (`FrozenEstimator`, `cv="prefit"`), and an estimator that splits by itself, by queries, so that queries of one
 start state are on both sides of *its* folds. The first two are refused; the third gets splits that keep start states
 together.
+
+Standardised data are recognised by their own mean and spread, so a part of what was standardised as a whole passes, as
+does any other scaling that used the episodes to judge on: who scales activations before storing them must know it.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ from mist_interp.probing.labels import ATTRIBUTION, DETECTION, Labels
 # A contact is over when this many control steps have passed without it.
 CONTACT_FREE_STEPS = 3
 CONTRASTS = (DETECTION, ATTRIBUTION)
+# N; what never reached it is in no record.
+RECORDED_FORCE = 1.0
 
 IN_CONTACT = "in contact"
 CENSORED = "the episode ends inside the window"
@@ -110,8 +112,10 @@ class Risk:
             raise ValueError(f"dimensions are empty; choose some of {', '.join(ACTION_NAMES)}")
         if self.contrast not in CONTRASTS:
             raise UnknownName("contrast", self.contrast, CONTRASTS)
-        if self.horizon < 0 or not 0 < self.gamma <= 1 or not 0 < self.share <= 1 or not self.force > 0:
-            raise ValueError(f"horizon >= 0, 0 < gamma <= 1, 0 < share <= 1 and force > 0 (N) are needed; got {self}")
+        if self.horizon < 0 or not 0 < self.gamma <= 1 or not 0 < self.share <= 1:
+            raise ValueError(f"horizon >= 0, 0 < gamma <= 1 and 0 < share <= 1 are needed; got {self}")
+        if not self.force >= RECORDED_FORCE:
+            raise ValueError(f"force={self.force} N; contacts are recorded from {RECORDED_FORCE:g} N on")
 
     @property
     def name(self) -> str:
