@@ -83,9 +83,10 @@ def edit(settings: Settings) -> dict[str, Any]:
 
 
 def rivals(settings: Settings, folder: Path) -> list[Any]:
-    """The arm under test in two strengths, its placebos, and what others do."""
+    """The arm under test in two strengths, its placebos (at their own alarms, at its queries, at others), its rivals."""
     mist = edit(settings)
     strong = {**mist, "size": 5 * settings.size}
+    like_strong = {"kind": "sham-triggers", "of": str(settings.out / "main"), "like": "mist-strong"}
     return [
         "none",
         "safe-stop",
@@ -99,6 +100,11 @@ def rivals(settings: Settings, folder: Path) -> list[Any]:
         {"kind": "concept-neurons", "neurons": raising(), "when": "fired"},
         {"kind": "sham-triggers", "arm": mist, "of": str(settings.out / "main")},
         {"kind": "constant-steer", "direction": str(folder / "success_direction")},
+        {**like_strong, "arm": strong, "name": "sham-triggers-strong"},
+        *(
+            {**like_strong, "arm": {**strong, "kind": kind}, "exact": True, "name": f"{kind}-yoked"}
+            for kind in PLACEBOS[::2]
+        ),
     ]
 
 

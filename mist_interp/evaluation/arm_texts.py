@@ -264,7 +264,17 @@ KINDS: Mapping[str, Kind] = {
     **{kind: Kind(partial(_mist, kind), _MIST, {}) for kind in PLACEBOS},
     "random-direction": Kind(_random, {**_MIST, **_STEERING}, {}),
     "sham-triggers": Kind(
-        _sham, {"arm": parse_arm, "of": _optional_path, "rate": _number, "seed": _whole, **_NAME}, {}
+        _sham,
+        {
+            "arm": parse_arm,
+            "of": _optional_path,
+            "like": str,
+            "exact": _yes,
+            "rate": _number,
+            "seed": _whole,
+            **_NAME,
+        },
+        {},
     ),
     "learned": Kind(
         _learned,

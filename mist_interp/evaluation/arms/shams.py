@@ -1,11 +1,16 @@
-"""Would acting at random times have helped as much?
+"""Would acting at other times have helped as much, or doing something else at the very same times?
 
-The same arm, but its queries are drawn at random: in each unit as many as the shadow arm `none` was active at, among
-the queries that it had. The counts come from the rows of `none` in a results folder (it runs before the other arms of a
-unit, so this may be the folder of the very run); without one, each query is drawn with the same probability `rate`.
+The same arm, but its queries are drawn at random: in each unit as many as another arm acted at, among the queries that
+it had. By default that is `none`, which would have acted where the gate was open. The counts come from a results
+folder, which may be that of the very run if the other arm stands before this one; without one, each query is drawn with
+the same probability `rate`. What is drawn depends on the unit and the seed alone. Such a sham may act before the
+trigger, so it is not gated and runs from the start.
 
-What is drawn depends on the unit and the seed alone. A sham may act before the trigger, so it is not gated and runs
-from the start. Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to
+With `exact` nothing is drawn: the arm acts at the very queries at which the other one did (*yoked*). A placebo that
+follows the gate instead acts at fewer of them once it has left the other arm's path. Yoked to an arm that waits for the
+trigger it waits as well.
+
+Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to
 its alarm.
 """
 
@@ -24,6 +29,8 @@ from mist_interp.core.files import read_json_lines
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms.protocol import Arm, ArmLog, Query
+from mist_interp.evaluation.folder import ResultsFolder
+from mist_interp.evaluation.plan import REFERENCE_ARM, PlannedEpisode
 
 LONGEST = 1000  # queries of an episode, far above every step limit
 
@@ -34,7 +41,9 @@ class ShamTriggers:
 
     Attributes:
         arm: what is done.
-        of: results folder whose `none` rows say at how many queries of each unit the alarm was on; None: `rate`.
+        of: results folder in which the arm `like` has run; None: `rate`.
+        like: whose queries are counted, or taken; `none`: those at which the gate was open.
+        exact: take the very queries instead of as many others.
         rate: probability of each query, if there is no folder.
         seed: of the draw, beside the unit.
         name: name in tables and folders.
@@ -42,6 +51,8 @@ class ShamTriggers:
 
     arm: Arm
     of: Path | None = None
+    like: str = REFERENCE_ARM
+    exact: bool = False
     rate: float = 0.1
     seed: int = 0
     name: str = "sham-triggers"
@@ -49,11 +60,13 @@ class ShamTriggers:
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
             raise ValueError(f"arm {self.name!r}: rate={self.rate}; give a probability")
+        if self.exact and self.of is None:
+            raise ValueError(f"arm {self.name!r}: exact=true needs of=RUN, in which {self.like} has run")
 
     @property
     def gated(self) -> bool:
         """See `Arm`."""
-        return False
+        return self.exact
 
     @property
     def sites(self) -> tuple[Any, ...]:
@@ -62,7 +75,8 @@ class ShamTriggers:
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
-        counted = {"counts": "as none"} if self.of else {"rate": float(self.rate)}
+        taken = {"queries": f"of {self.like}"} if self.exact else {"counts": f"as {self.like}"}
+        counted = taken if self.of else {"rate": float(self.rate)}
         return {"kind": "sham-triggers", "placebo": True, "arm": self.arm.config(), "seed": self.seed, **counted}
 
     def check_units(self, units: Iterable[Unit]) -> None:
@@ -74,7 +88,8 @@ class ShamTriggers:
         """See `Arm`.
 
         Raises:
-            ValueError: the folder has no finished episode of `none` in this unit.
+            ValueError: the folder has no finished episode of the other arm in this unit, or that acted before the
+                trigger and is to be yoked to.
         """
         if "times" not in query.memory:
             query.memory["times"] = self.times(query.unit)
@@ -94,14 +109,22 @@ class ShamTriggers:
         draw = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         if self.of is None:
             return frozenset(np.flatnonzero(draw.random(LONGEST) < self.rate).tolist())
-        row = self._shadow(unit)
-        return frozenset(draw.permutation(row["queries"])[: row["active_queries"]].tolist())
+        row = self._row(unit)
+        if not self.exact:
+            acted = "active_queries" if self.like == REFERENCE_ARM else "edited_queries"
+            return frozenset(draw.permutation(row["queries"])[: row[acted]].tolist())
+        queries = ResultsFolder(self.of).queries(PlannedEpisode(unit, self.like))
+        live = queries["fired"] if self.like == REFERENCE_ARM else queries["edit"] != ""
+        times = queries.loc[live, "query"].tolist()
+        if times and (row["trigger_query"] is None or min(times) < row["trigger_query"]):
+            raise ValueError(f"arm {self.name!r}: {self.like} acts before the trigger, so nothing can be yoked to it")
+        return frozenset(times)
 
-    def _shadow(self, unit: Unit) -> dict[str, Any]:
+    def _row(self, unit: Unit) -> dict[str, Any]:
         assert self.of is not None
-        path, key = self.of / "episodes.jsonl", f"none/{unit.key}"
+        path, key = self.of / "episodes.jsonl", PlannedEpisode(unit, self.like).key
         found = [row for row in read_json_lines(path) if row["key"] == key] if path.exists() else []
         if not found or found[-1]["status"] != "ok":
-            raise ValueError(f"{self.of} has no finished episode {key}: run the arm none first, or give rate=")
+            raise ValueError(f"{self.of} has no finished episode {key}: run the arm {self.like} first, or give rate=")
         row: dict[str, Any] = found[-1]
         return row

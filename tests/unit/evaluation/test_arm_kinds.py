@@ -1,7 +1,7 @@
 """Arms as data, on texts and files; arms on a real (random) network, at given queries."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mist_interp.evaluation.arms import (
     placebo,
 )
 from mist_interp.evaluation.arms.motion import action_scale
+from mist_interp.evaluation.folder import ResultsFolder
 from mist_interp.models.random import random_policy
 from mist_interp.probing.deviation import Deviation
 from mist_interp.steering.direction import SteeringDirection
@@ -393,6 +394,36 @@ def test_shams_act_as_often_as_none_was_alarmed_at_times_of_the_unit(tmp_path: P
     assert times != [ShamTriggers(GenericSlow(), of=tmp_path, seed=1).times(Unit("s", 0, init)) for init in range(6)]
     with pytest.raises(ValueError, match="run the arm none first"):
         arm.times(Unit("s", 0, 9))
+
+
+def acted(folder: Path, unit: Unit, arm: str, trigger: int | None, edits: list[str], fired: list[bool]) -> None:
+    """A finished episode of an arm, with the edit and the gate of each query."""
+    row = {"key": f"{arm}/{unit.key}", "arm": arm, **asdict(unit), "status": "ok", "queries": len(edits)}
+    row |= {"trigger_query": trigger, "active_queries": sum(fired), "edited_queries": sum(map(bool, edits))}
+    both = enumerate(zip(edits, fired, strict=True))
+    queries = [{"query": place, "edit": edit, "fired": fire} for place, (edit, fire) in both]
+    ResultsFolder(folder).store(row, queries)
+
+
+def test_a_yoked_arm_acts_at_the_very_queries_of_another(tmp_path: Path) -> None:
+    unit, other = Unit("s", 0, 0), Unit("s", 0, 1)
+    acted(tmp_path, unit, "strong", 2, ["", "", "strong", "", "strong", ""], [False, False, True, True, True, False])
+    acted(tmp_path, other, "strong", None, [""] * 4, [False] * 4)
+    yoked = ShamTriggers(Mist(placebo="noise"), of=tmp_path, like="strong", exact=True)
+    assert yoked.times(unit) == {2, 4} and yoked.times(other) == frozenset() and yoked.gated
+    counted = replace(yoked, exact=False)
+    assert len(counted.times(unit)) == 2 and max(counted.times(unit)) < 6 and not counted.gated
+    assert yoked.config() != counted.config() and counted.config()["counts"] == "as strong"
+    with pytest.raises(ValueError, match="run the arm absent first"):
+        replace(yoked, like="absent").times(unit)
+
+
+def test_nothing_is_yoked_to_an_arm_that_does_not_wait_for_the_trigger(tmp_path: Path) -> None:
+    acted(tmp_path, UNIT, "always", 3, ["", "always", "always", "always"], [False, False, False, True])
+    with pytest.raises(ValueError, match="always acts before the trigger"):
+        ShamTriggers(GenericSlow(), of=tmp_path, like="always", exact=True).times(UNIT)
+    with pytest.raises(ValueError, match="needs of=RUN"):
+        ShamTriggers(GenericSlow(), exact=True)
 
 
 def test_a_sham_ignores_the_alarm_and_flags_the_dimension_nearest_to_its_alarm(
