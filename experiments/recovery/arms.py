@@ -83,7 +83,7 @@ def edit(settings: Settings) -> dict[str, Any]:
 
 
 def rivals(settings: Settings, folder: Path) -> list[Any]:
-    """The arm under test in two strengths, its placebos (at their own alarms, at its queries, at others), its rivals."""
+    """The arm under test in two strengths, its placebos (at their own alarms, at its queries, at others), rivals."""
     mist = edit(settings)
     strong = {**mist, "size": 5 * settings.size}
     like_strong = {"kind": "sham-triggers", "of": str(settings.out / "main"), "like": "mist-strong"}
