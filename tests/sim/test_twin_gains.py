@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("libero")
 
+from test_twin_worlds import Clock
+
 from mist_interp.evaluation import Detector, NoEdit, Protocol, evaluate
 from mist_interp.evaluation.arms import ArmLog, Query
 from mist_interp.probing.benefit import Benefit
@@ -55,7 +57,6 @@ def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_acting_
     vla = HookedVLA.from_pretrained("mini")
     head = Benefit(SITE)
     spy = Spy(head)
-    # It fires where the hand is below 1.1 m, so at different queries, and in the disturbed unit after other actions.
     result = evaluate(
         vla,
         "libero_spatial",
@@ -63,9 +64,9 @@ def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_acting_
         out=tmp_path,
         tasks=(1,),
         inits=(45,),
-        perturbations=("none", "push0.4"),
+        perturbations=("none", "noise0.3"),
         protocol=Protocol(max_steps=24, profile="fast"),
-        detector=Detector(lambda vla, inputs: float(inputs.proprio[0, 2] < 1.0), 0.5, "low"),
+        detector=Detector(Clock(2), 0.5, "clock"),
     )
     assert all(row["triggered"] for row in result.folder.rows())
     twins = script.twin_gains(script.Settings(run=tmp_path, arm="spy"), vla, head)
