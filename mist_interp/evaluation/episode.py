@@ -24,8 +24,8 @@ from mist_interp.core.actions import ActionChunk, to_env_action
 from mist_interp.data.records import Decision, EpisodeRecord, QueryRecord
 from mist_interp.data.rollout import rollout
 from mist_interp.evaluation.arms import Arm, ArmLog, Query
+from mist_interp.evaluation.bystanders import disturbed, motions
 from mist_interp.evaluation.detector import Detector
-from mist_interp.evaluation.disturbance import disturbed, motions
 from mist_interp.evaluation.foreseen import COLUMN, foreseen
 from mist_interp.evaluation.gate import Gate, see
 from mist_interp.evaluation.horizon import FULL_COLUMNS, LOW_FORCE, contact_columns, hold_to_the_limit

@@ -78,7 +78,7 @@ def risk_table(summary: Mapping[str, Any]) -> str:
     for arm, facts in arms.items():
         cells = "".join(_auc_cell(facts.get(dim, {}).get(contrast)) for dim, contrast in columns)
         rows.append(f"<tr><td>{arm_label(arm, colours)}</td>{cells}</tr>")
-    return html_table(f"<th>arm</th>{heads}", rows)
+    return html_table(f"<th>arm</th>{heads}", rows, "matrix")
 
 
 def _auc_cell(estimate: Mapping[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from scripted import BOWL, BOX, CLOSE, OPEN, PLATE, Script
 
 from mist_interp.data.records import Unit
 from mist_interp.data.rollout import object_poses
-from mist_interp.evaluation.disturbance import disturbed, motions
+from mist_interp.evaluation.bystanders import disturbed, motions
 from mist_interp.libero.env import LiberoEnv
 
 pytestmark = pytest.mark.sim

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from mist_interp.data.records import Unit
-from mist_interp.evaluation.disturbance import HOLD, Motion, disturbed, motions
+from mist_interp.evaluation.bystanders import HOLD, Motion, disturbed, motions
 from mist_interp.evaluation.metrics import estimate as estimated
 from mist_interp.evaluation.metrics import metric
 from mist_interp.evaluation.summary import summarize
