@@ -7,8 +7,8 @@ share of the queries, as a gate that is no co-policy is.
 
 Aim: gate and `mist` edit together at most 1.5 x a plain query.
 Measured on one core of a busy two-core x86-64 machine: the gate alone 1.10 x a plain query; with `mist` behind the last
-block 1.42 x, one block earlier 2.0 x (seven backward passes through a block), on four of the eight chunk steps 1.7 x, in
-three rounds, as the study of recovery has it, 3.1 x; two blocks earlier 3.7 x. Where the gate is open at 30 % of the
+block 1.42 x, one block earlier 2.0 x (seven backward passes through a block), on four of the eight chunk steps 1.7 x,
+in three rounds, as the study of recovery has it, 3.1 x; two blocks earlier 3.7 x. Where the gate is open at 30 % of the
 queries an episode costs 1.20, 1.35, 1.31, 1.70 and 1.88 x.
 
 With --large the same ways on the widths of the published 7B with two of its 32 blocks and random weights; the other
