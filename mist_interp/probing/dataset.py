@@ -18,7 +18,7 @@ from mist_interp.data.activation_set import unit_of_episode
 from mist_interp.data.records import Array
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.controls import CONTROLS, SHUFFLED, SHUFFLED_FITS, control_features
-from mist_interp.probing.leaks import refuse_standardised
+from mist_interp.probing.leaks import Spread, refuse_standardised
 from mist_interp.probing.logistic import Task
 from mist_interp.probing.readout import Estimator, Readout, fit_readouts
 from mist_interp.probing.report import PROBE, Predictions
@@ -66,7 +66,7 @@ class ProbeData:
         """
         x, rows = store.load(site, tokens, pool)
         place = store.group(tokens, pool).one(site)
-        refuse_standardised(x, place.name)
+        refuse_standardised(Spread.of(x), place.name)
         labels = target.labels(store)
         check_same_queries(rows, labels)
         return cls._of(store, {PROBE: x, **dict.fromkeys(SHUFFLED_FITS, x)}, labels, place)

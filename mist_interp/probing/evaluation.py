@@ -18,6 +18,7 @@ from mist_interp.data.store import BALANCED, RolloutStore
 from mist_interp.probing.controls import CONTROLS, SHUFFLED, SHUFFLED_FITS
 from mist_interp.probing.dataset import ProbeData
 from mist_interp.probing.folds import Fold, make_folds
+from mist_interp.probing.leaks import Spread, refuse_standardised
 from mist_interp.probing.questions import questions
 from mist_interp.probing.readout import Estimator, Readout
 from mist_interp.probing.report import MIN_EPISODES, PROBE, Predictions, ProbeReport, make_report, with_queries
@@ -128,6 +129,9 @@ def judge(
 ) -> ProbeReport:
     """Report of fitted read-outs on a test store; pairs are counted over the whole store."""
     data = probe.read(test)
+    if hasattr(probe, "spread_"):
+        both = probe.spread_.with_(Spread.of(data.features[PROBE]))
+        refuse_standardised(both, f"{data.site.name} in the training and the test episodes")
     everything = np.ones(len(data.labels), dtype=bool)
     return _report(
         probe,

@@ -5,12 +5,15 @@ fitted (`FrozenEstimator`, `cv="prefit"`), and an estimator that splits by itsel
 start state are on both sides of *its* folds. The first two are refused; the third gets splits that keep start states
 together.
 
-Standardised data are recognised by their own mean and spread, so a part of what was standardised as a whole passes, as
-does any other scaling that used the episodes to judge on: who scales activations before storing them must know it.
+Standardised data are recognised by their mean and spread: those of one store, and those of the training and test store
+together where a probe is judged by the process that fitted it. A part of what was standardised as a whole passes on its
+own, as does any other scaling that used the episodes to judge on: who scales activations before storing them must know
+it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,19 +29,41 @@ from mist_interp.probing.logistic import moments
 _STANDARDISED = 2e-4
 
 
-def refuse_standardised(x: Float[Array, "rows width"], what: str) -> None:
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation of each feature over some queries; NaN where a feature does not vary."""
+
+    count: int
+    mean: Float[Array, " width"]
+    scale: Float[Array, " width"]
+
+    @classmethod
+    def of(cls, x: Float[Array, "rows width"]) -> Spread:
+        """That of these rows."""
+        known = moments(x, [])
+        return cls(len(x), known.mean, np.where(known.scale == 1.0, np.nan, known.scale))
+
+    def with_(self, other: Spread) -> Spread:
+        """That of the rows of both."""
+        count = self.count + other.count
+        mean = (self.count * self.mean + other.count * other.mean) / count
+        squares = [part.count * (part.scale**2 + (part.mean - mean) ** 2) for part in (self, other)]
+        return Spread(count, mean, np.sqrt(sum(squares) / count))
+
+
+def refuse_standardised(spread: Spread, what: str) -> None:
     """Refuse rows that have mean 0 and standard deviation 1 in every feature.
 
     Raises:
         ValueError: somebody standardised them, and with the rows that will be judged.
     """
-    known = moments(x, [])
-    varying = known.scale != 1.0
-    if len(x) < 3 or varying.sum() < 2:
+    varying = ~np.isnan(spread.scale)
+    if spread.count < 3 or varying.sum() < 2:
         return
-    if np.abs(known.mean[varying]).max() < _STANDARDISED and np.abs(known.scale[varying] - 1).max() < _STANDARDISED:
+    far = np.maximum(np.abs(spread.mean), np.abs(spread.scale - 1))[varying]
+    if far.max() < _STANDARDISED:
         raise ValueError(
-            f"every feature of {what} has mean 0 and standard deviation 1 over all {len(x)} queries: it was "
+            f"every feature of {what} has mean 0 and standard deviation 1 over all {spread.count} queries: it was "
             "standardised together with the episodes to judge on. Give the activations as they are; a probe "
             "standardises in each fold"
         )

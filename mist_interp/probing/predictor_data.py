@@ -18,7 +18,7 @@ from mist_interp.data.records import Array
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.controls import SHUFFLED_FITS
 from mist_interp.probing.dataset import FITS, ProbeData
-from mist_interp.probing.leaks import refuse_standardised
+from mist_interp.probing.leaks import Spread, refuse_standardised
 from mist_interp.probing.networks_fit import fit_network
 from mist_interp.probing.networks_fitted import FittedNetwork, Recipe, probabilities
 from mist_interp.probing.report import PROBE, Predictions
@@ -64,7 +64,7 @@ class PredictorData(ProbeData):
         parts = [first.features[PROBE]]
         for site in sites[1:]:
             parts.append(store.load(site, tokens, pool)[0])
-            refuse_standardised(parts[-1], store.group(tokens, pool).one(site).name)
+            refuse_standardised(Spread.of(parts[-1]), store.group(tokens, pool).one(site).name)
         x = np.hstack(parts)
         labels = first.labels
         same = labels.episode[1:] == labels.episode[:-1]

@@ -29,6 +29,7 @@ from mist_interp.data.store import RolloutStore
 from mist_interp.probing.dataset import ProbeData
 from mist_interp.probing.evaluation import judge
 from mist_interp.probing.files import load_probe, save_probe
+from mist_interp.probing.leaks import Spread
 from mist_interp.probing.readout import Estimator, Readout
 from mist_interp.probing.report import MIN_EPISODES, PROBE, ProbeReport
 from mist_interp.probing.scores import DRAWS
@@ -95,6 +96,7 @@ class Probe(OnHub):
             if len(present) < 2:
                 kinds = "no label" if len(present) == 0 else f"only the label {present[0]:.0f}"
                 raise ValueError(f"{output}: the {len(train)} training episodes have {kinds}; both are needed")
+        self.spread_ = Spread.of(data.features[PROBE])  # of this process; not kept in files
         self.readouts_ = data.fit(self.estimator_, known, self.seed)
         self.site_ = data.site
         self.outputs_ = data.labels.outputs
@@ -174,7 +176,8 @@ class Probe(OnHub):
             draws: resamplings for the intervals.
 
         Raises:
-            ValueError: a start state of the training is in `test`; the message names some.
+            ValueError: a start state of the training is in `test`, the message names some; or both were standardised
+                together.
         """
         readouts = self.fitted
         refuse_shared(self.trained_on_, start_states(unit_of_episode(test).values()))

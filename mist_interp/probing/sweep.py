@@ -26,7 +26,7 @@ from mist_interp.probing.dataset import ProbeData, check_same_queries
 from mist_interp.probing.evaluation import Plan, out_of_fold, plan_folds, selection_flags, split_name
 from mist_interp.probing.folds import Fold, make_folds
 from mist_interp.probing.layer_sweep import LayerSweep, Place
-from mist_interp.probing.leaks import refuse_standardised
+from mist_interp.probing.leaks import Spread, refuse_standardised
 from mist_interp.probing.questions import Question, questions
 from mist_interp.probing.report import (
     MIN_EPISODES,
@@ -201,7 +201,7 @@ def _at(
 def _with_activations(data: ProbeData, store: RolloutStore, place: Place, fits: Sequence[str]) -> ProbeData:
     x, rows = store.load(place.site, place.tokens, place.pool)
     check_same_queries(rows, data.labels)
-    refuse_standardised(x, place.name)
+    refuse_standardised(Spread.of(x), place.name)
     return replace(data, features=dict.fromkeys(fits, x), site=place.site)
 
 

@@ -25,7 +25,7 @@ from mist_interp.probing import Failure, Fold, LayerSweep, Probe, cross_validate
 from mist_interp.probing.evaluation import plan_folds
 from mist_interp.probing.folds import make_folds
 from mist_interp.probing.foresight import lead_time
-from mist_interp.probing.leaks import grouped
+from mist_interp.probing.leaks import Spread, grouped
 from mist_interp.probing.logistic import Task, fit_logistic, moments
 from mist_interp.probing.readout import fit_readout
 from mist_interp.probing.report import PROBE
@@ -93,8 +93,25 @@ def test_episodes_of_both_folds_standardised_data_and_fitted_parts_are_refused(m
             query.activations[GROUP.key(SITE)][:] = rows[place]  # type: ignore[index]
             place += 1
         episodes.append(episode)
+    whole = make_store(episodes)
     with pytest.raises(ValueError, match="was standardised"):
-        fit_layers(Probe(SITE), make_store(episodes), [3])
+        fit_layers(Probe(SITE), whole, [3])
+    train, test = whole.only(rest), whole.only(first)
+    probe = Probe(SITE).fit(train)  # a part of them looks like any other
+    with pytest.raises(ValueError, match="in the training and the test episodes has mean 0"):
+        probe.evaluate(test)
+    plain = Probe(SITE).fit(store.only(rest))
+    assert plain.evaluate(store.only(first), draws=20).score().queries > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 40), st.integers(2, 40))
+def test_the_spread_of_two_parts_is_that_of_all_rows(seed: int, first: int, second: int) -> None:
+    x = np.random.default_rng(seed).normal(3.0, 2.0, size=(first + second, 3))
+    both, whole = Spread.of(x[:first]).with_(Spread.of(x[first:])), Spread.of(x)
+    assert both.count == whole.count
+    np.testing.assert_allclose(both.mean, whole.mean, rtol=1e-9)
+    np.testing.assert_allclose(both.scale, whole.scale, rtol=1e-9)
 
 
 def test_shares_of_episodes_chosen_by_outcome_are_no_rates(make_store: MakeStore) -> None:
