@@ -13,6 +13,7 @@ queries an episode costs 1.20, 1.35, 1.31, 1.70 and 1.88 x.
 
 With --large the same ways on the widths of the published 7B with two of its 32 blocks and random weights; the other
 thirty are added at the cost of one, measured beside. An estimate, for a processor, in single precision. Aim: 1.3 x.
+Estimated there: the gate and `mist` behind the last block 1.00 x, one block earlier 1.06 x.
 
     python benchmarks/steering.py [--repeats 20] [--large] [--out FILE.json]
 """

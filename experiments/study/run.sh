@@ -7,11 +7,11 @@
 #   OUT=results/study       folder of tables and figures
 #   PROCESSES=2             processes of each stage
 #   INITS=0-24              start states of mini's rollouts; the others stay free for the evaluation of interventions
-#   BASE_INITS=0-4          start states of mini-base's rollouts
+#   BASE_INITS=0-1          start states of mini-base's rollouts
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source experiments/setup.sh
-RUN=${RUN:-runs/study} OUT=${OUT:-results/study} PROCESSES=${PROCESSES:-2} INITS=${INITS:-0-24} BASE_INITS=${BASE_INITS:-0-4}
+RUN=${RUN:-runs/study} OUT=${OUT:-results/study} PROCESSES=${PROCESSES:-2} INITS=${INITS:-0-24} BASE_INITS=${BASE_INITS:-0-1}
 STAGES=(collect base audit actions failures risk policies transfer report)
 MIST="$(dirname "$VENV_PYTHON")/mist"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
