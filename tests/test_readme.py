@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 CARD = ROOT / "mist_interp" / "models" / "mini" / "README.md"
-PAGES = pytest.mark.parametrize("page", [README, CARD], ids=["README", "model card"])
+STUDY = ROOT / "experiments" / "study" / "README.md"
+PAGES = pytest.mark.parametrize("page", [README, CARD, STUDY], ids=["README", "model card", "study"])
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")

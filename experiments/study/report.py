@@ -139,13 +139,13 @@ def transfer(table: pd.DataFrame) -> str:
     """Labels of one policy, read in another."""
     rows = []
     for (target, way, output), part in table.groupby(["target", "way", "output"], sort=False):
+        if part["auc"].isna().all():
+            rows.append((target, way, output, "any", "any", "– (fewer than 20 episodes of a kind)"))
+            continue
         for row in part.itertuples():
-            number = (
-                f"– ({row.positive_episodes:.0f} : {row.negative_episodes:.0f} episodes)"
-                if pd.isna(row.auc)
-                else f"{row.auc:.2f} ({row.low:.2f}–{row.high:.2f})"
+            rows.append(
+                (target, way, output, row.trained_on, row.judged_on, f"{row.auc:.2f} ({row.low:.2f}–{row.high:.2f})")
             )
-            rows.append((target, way, output, row.trained_on, row.judged_on, number))
     return card.table(("target", "features", "output", "labels of", "judged on", "AUC"), rows)
 
 
