@@ -184,10 +184,12 @@ def test_queries_that_were_not_run_have_no_label(store: Store) -> None:
         Risk().labels(store(recorded(constant(32)), selection="inputs"))
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": 0.0}, {"share": 0.0}, {"share": 1.2}, {"force": 0.0}, {"horizon": -1}])
+@pytest.mark.parametrize("wrong", [{"gamma": 0.0}, {"share": 0.0}, {"share": 1.2}, {"horizon": -1}])
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="gamma"):
         Risk(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="contacts are recorded from 1 N on"):
+        Risk(force=0.5)
     with pytest.raises(KeyError, match="attribution"):
         Risk(contrast="atribution")
 
