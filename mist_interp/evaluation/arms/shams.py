@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mist_interp.core.actions import ActionChunk
-from mist_interp.core.files import read_json_lines
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms.protocol import Arm, ArmLog, Query
@@ -109,22 +109,21 @@ class ShamTriggers:
         draw = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         if self.of is None:
             return frozenset(np.flatnonzero(draw.random(LONGEST) < self.rate).tolist())
-        row = self._row(unit)
-        if not self.exact:
-            acted = "active_queries" if self.like == REFERENCE_ARM else "edited_queries"
-            return frozenset(draw.permutation(row["queries"])[: row[acted]].tolist())
-        queries = ResultsFolder(self.of).queries(PlannedEpisode(unit, self.like))
+        queries = self._queries(unit)
         live = queries["fired"] if self.like == REFERENCE_ARM else queries["edit"] != ""
-        times = queries.loc[live, "query"].tolist()
-        if times and (row["trigger_query"] is None or min(times) < row["trigger_query"]):
+        if not self.exact:
+            return frozenset(draw.permutation(len(queries))[: live.sum()].tolist())
+        if (live & ~queries["triggered"]).any():
             raise ValueError(f"arm {self.name!r}: {self.like} acts before the trigger, so nothing can be yoked to it")
-        return frozenset(times)
+        return frozenset(queries.loc[live, "query"].tolist())
 
-    def _row(self, unit: Unit) -> dict[str, Any]:
+    def _queries(self, unit: Unit) -> pd.DataFrame:
+        """Of the other arm's episode: its own file, for the list of all episodes grows with the run."""
         assert self.of is not None
-        path, key = self.of / "episodes.jsonl", PlannedEpisode(unit, self.like).key
-        found = [row for row in read_json_lines(path) if row["key"] == key] if path.exists() else []
-        if not found or found[-1]["status"] != "ok":
-            raise ValueError(f"{self.of} has no finished episode {key}: run the arm {self.like} first, or give rate=")
-        row: dict[str, Any] = found[-1]
-        return row
+        planned = PlannedEpisode(unit, self.like)
+        try:
+            return ResultsFolder(self.of).queries(planned)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{self.of} has no finished episode {planned.key}: run the arm {self.like} first, or give rate="
+            ) from error

@@ -382,11 +382,8 @@ def test_learned_directions_act_on_what_is_flagged(
 
 
 def test_shams_act_as_often_as_none_was_alarmed_at_times_of_the_unit(tmp_path: Path) -> None:
-    rows = [
-        {"key": f"none/{Unit('s', 0, init).key}", "status": "ok", "queries": 20, "active_queries": init}
-        for init in range(6)
-    ]
-    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for init in range(6):
+        acted(tmp_path, Unit("s", 0, init), "none", [""] * 20, [place < init for place in range(20)])
     arm = ShamTriggers(GenericSlow(), of=tmp_path)
     times = [arm.times(Unit("s", 0, init)) for init in range(6)]
     assert [len(one) for one in times] == list(range(6)) and max(max(one, default=0) for one in times) < 20
@@ -396,19 +393,21 @@ def test_shams_act_as_often_as_none_was_alarmed_at_times_of_the_unit(tmp_path: P
         arm.times(Unit("s", 0, 9))
 
 
-def acted(folder: Path, unit: Unit, arm: str, trigger: int | None, edits: list[str], fired: list[bool]) -> None:
-    """A finished episode of an arm, with the edit and the gate of each query."""
-    row = {"key": f"{arm}/{unit.key}", "arm": arm, **asdict(unit), "status": "ok", "queries": len(edits)}
-    row |= {"trigger_query": trigger, "active_queries": sum(fired), "edited_queries": sum(map(bool, edits))}
+def acted(folder: Path, unit: Unit, arm: str, edits: list[str], fired: list[bool]) -> None:
+    """A finished episode of an arm, with the edit and the gate of each query; triggered from the first alarm on."""
+    row = {"key": f"{arm}/{unit.key}", "arm": arm, **asdict(unit), "status": "ok"}
     both = enumerate(zip(edits, fired, strict=True))
-    queries = [{"query": place, "edit": edit, "fired": fire} for place, (edit, fire) in both]
+    queries = [
+        {"query": place, "edit": edit, "fired": fire, "triggered": any(fired[: place + 1])}
+        for place, (edit, fire) in both
+    ]
     ResultsFolder(folder).store(row, queries)
 
 
 def test_a_yoked_arm_acts_at_the_very_queries_of_another(tmp_path: Path) -> None:
     unit, other = Unit("s", 0, 0), Unit("s", 0, 1)
-    acted(tmp_path, unit, "strong", 2, ["", "", "strong", "", "strong", ""], [False, False, True, True, True, False])
-    acted(tmp_path, other, "strong", None, [""] * 4, [False] * 4)
+    acted(tmp_path, unit, "strong", ["", "", "strong", "", "strong", ""], [False, False, True, True, True, False])
+    acted(tmp_path, other, "strong", [""] * 4, [False] * 4)
     yoked = ShamTriggers(Mist(placebo="noise"), of=tmp_path, like="strong", exact=True)
     assert yoked.times(unit) == {2, 4} and yoked.times(other) == frozenset() and yoked.gated
     counted = replace(yoked, exact=False)
@@ -419,7 +418,7 @@ def test_a_yoked_arm_acts_at_the_very_queries_of_another(tmp_path: Path) -> None
 
 
 def test_nothing_is_yoked_to_an_arm_that_does_not_wait_for_the_trigger(tmp_path: Path) -> None:
-    acted(tmp_path, UNIT, "always", 3, ["", "always", "always", "always"], [False, False, False, True])
+    acted(tmp_path, UNIT, "always", ["", "always", "always", "always"], [False, False, False, True])
     with pytest.raises(ValueError, match="always acts before the trigger"):
         ShamTriggers(GenericSlow(), of=tmp_path, like="always", exact=True).times(UNIT)
     with pytest.raises(ValueError, match="needs of=RUN"):
