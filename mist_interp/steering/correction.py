@@ -4,7 +4,7 @@
     edit = J^+ delta                                                                      one round
     edit <- edit + J(edit)^+ (delta - what the edit does so far), at most `stride` long    further rounds
 
-in normalised units, in which the dimensions share a scale. One forward and seven backward passes at once through what
+in normalised units, in which the dimensions share a scale. One forward and a backward pass per dimension through what
 lies behind the site, at the read positions only (`mist_interp.models.read_rest`). The mean over the steps is what the
 robot moves in one chunk; that the single steps share it evenly is not asked for. Cut into segments, each part of the
 chunk has a mean and a change of its own: what comes first (down) and what comes then (close) can differ.
@@ -49,9 +49,10 @@ class Correctable:
         states: (token, d_model) of the stream at the site, before any correction.
         positions: read positions of the chosen steps, step after step.
         steps: chunk steps.
-        jacobian: (number, position, d_model), normalised action per unit of the stream.
+        jacobian: (number, position, d_model), normalised action per unit of the stream; NaN where it was not taken.
         numbers: (number,) mean normalised action over the steps of each segment, segment after segment: 7 numbers of
             the whole chunk, or 7 of each of its parts.
+        dims: dimensions whose derivative was taken.
     """
 
     states: Float[Tensor, "token d_model"]
@@ -59,6 +60,7 @@ class Correctable:
     steps: tuple[int, ...]
     jacobian: Float[Tensor, "number position d_model"]
     numbers: Float[Tensor, " number"]
+    dims: tuple[str, ...] = ACTION_NAMES
 
     @property
     def segments(self) -> int:
@@ -70,9 +72,15 @@ class Correctable:
 
         Raises:
             FloatingPointError: the derivative is not finite.
-            ValueError: no edit does that; see `minimum_norm_edit`.
+            ValueError: no edit does that, see `minimum_norm_edit`; or a dimension is moved or held whose derivative was
+                not taken.
         """
-        if not bool(torch.isfinite(self.jacobian).all()):
+        moved = [name for name, change in zip(ACTION_NAMES * self.segments, delta.tolist(), strict=True) if change]
+        missing = set(ACTION_NAMES if hold else moved) - set(self.dims)
+        if missing:
+            raise ValueError(f"the derivative of {', '.join(sorted(missing))} was not taken at this query")
+        needed = self.jacobian if hold else self.jacobian[(delta != 0).to(self.jacobian.device)]
+        if not bool(torch.isfinite(needed).all()):
             raise FloatingPointError("the derivative of the action at this query is not finite, so no edit follows")
         rows = self.jacobian.flatten(1).double()
         lengths = rows.norm(dim=1)
@@ -86,10 +94,10 @@ class Correctable:
         ):
             parts = torch.linalg.solve(gram, delta.to(rows) / lengths) / lengths
             return (parts @ rows).unflatten(0, self.jacobian.shape[1:])
-        return minimum_norm_edit(self.jacobian.double(), delta, hold)
+        return minimum_norm_edit(self.jacobian.double(), delta, hold, ACTION_NAMES * self.segments)
 
     def predicted(self, edit: Float[Tensor, "position d_model"]) -> Float[Tensor, " number"]:
-        """What a change at the positions does to the mean action, to first order."""
+        """What a change at the positions does to the mean action, to first order; NaN where no derivative was taken."""
         return torch.einsum("dpw,pw->d", self.jacobian, edit.to(self.jacobian))
 
 
@@ -130,6 +138,7 @@ def correctable(
     states: Float[Tensor, "batch token d_model"],
     steps: Sequence[int] | None = None,
     segments: int = 1,
+    dims: Sequence[str] = ACTION_NAMES,
 ) -> Correctable:
     """Take the derivative of one query's action.
 
@@ -139,13 +148,18 @@ def correctable(
         states: what the site holds there, all tokens (`cache[site]`).
         steps: chunk steps; None for all.
         segments: into how many equal parts the steps are cut, each with means of its own.
+        dims: dimensions whose derivative is taken; each costs a backward pass, and an edit that holds nothing needs
+            only those that it moves.
 
     Raises:
-        UnknownName: no such step.
+        UnknownName: no such step or dimension.
         ValueError: parts of unequal length, several queries at once, or a policy without such a derivative.
     """
     vla = rest.vla
     refuse_without_gradient(vla)
+    for name in dims:
+        if name not in ACTION_NAMES:
+            raise UnknownName("action dimension", name, ACTION_NAMES)
     chosen, layout = chunk_steps(vla, steps), vla.layout(inputs)
     if segments < 1 or len(chosen) % segments:
         raise ValueError(f"{len(chosen)} chunk steps cannot be cut into {segments} equal segments")
@@ -157,9 +171,12 @@ def correctable(
         leaf = stream[index].clone().requires_grad_()
         numbers = numbers_of_steps(vla.policy, rest.layer, stream, index, chosen)(leaf)
         numbers = segment_means(numbers, segments).flatten()
-        each = torch.eye(len(numbers), dtype=numbers.dtype, device=numbers.device)
-        (jacobian,) = torch.autograd.grad(numbers, leaf, each, is_grads_batched=True)
-    return Correctable(stream, index, chosen, jacobian.detach(), numbers.detach().double())
+        taken = torch.tensor([name in dims for name in ACTION_NAMES] * segments, device=numbers.device)
+        each = torch.eye(len(numbers), dtype=numbers.dtype, device=numbers.device)[taken]
+        (rows,) = torch.autograd.grad(numbers, leaf, each, is_grads_batched=True)
+    jacobian = torch.full((len(numbers), *leaf.shape), math.nan, dtype=rows.dtype, device=rows.device)
+    jacobian[taken] = rows
+    return Correctable(stream, index, chosen, jacobian, numbers.detach().double(), tuple(dims))
 
 
 def reached(
@@ -196,7 +213,7 @@ def reached(
     for number in range(rounds):
         if number:
             states = at.states.index_add(0, at.positions, edit.to(at.states))
-            here = correctable(rest, inputs, states[None], at.steps, at.segments)
+            here = correctable(rest, inputs, states[None], at.steps, at.segments, at.dims)
         left = goal - here.numbers
         if not hold:
             left = torch.where(named.to(left.device), left, 0.0)

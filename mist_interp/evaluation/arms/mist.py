@@ -69,7 +69,8 @@ class Mist:
         otherwise: dimensions moved when the alarm is on and names none of `dims`.
         generic: move all of `dims` while the gate is open, flagged or not.
         steps: chunk steps that are corrected; None for all.
-        hold: keep the other dimensions where they are, to first order.
+        hold: keep the other dimensions where they are, to first order; without it only the moved dimensions'
+            derivative is taken, and the log's prediction of the others is None.
         rounds: derivatives taken per query, see `steering.correction.reached`.
         stride: longest step of one round, as a share of the norm of the edited states.
         adapt: let the gain follow the measured effect within the episode.
@@ -159,8 +160,8 @@ class Mist:
         clean = clean_answer(vla, inputs, query)
         if not is_live(self.when, query) or self.size == 0:
             return clean, ArmLog()
-        rest, at, cache = self._look(vla, inputs, query)
         flagged = self._flagged(query)
+        rest, at, cache = self._look(vla, inputs, query, flagged)
         change = self._change(vla, clean, at, cache)
         wanted = _only(change, flagged)
         gain = float(query.memory.get("gain", 1.0)) if self.adapt else 1.0
@@ -191,7 +192,9 @@ class Mist:
 
     # -- parts
 
-    def _look(self, vla: Any, inputs: PolicyInputs, query: Query) -> tuple[RestOfForward, Correctable, Any]:
+    def _look(
+        self, vla: Any, inputs: PolicyInputs, query: Query, flagged: tuple[str, ...]
+    ) -> tuple[RestOfForward, Correctable, Any]:
         rest = query.memory.get("rest")
         if rest is None or rest.vla is not vla:
             rest = query.memory["rest"] = RestOfForward(vla, self.site)
@@ -199,7 +202,9 @@ class Mist:
         if cache is None or any(vla.site(site) not in cache for site in self.sites):
             with torch.no_grad():
                 _, cache = vla.run_with_cache(inputs, names=list(self.sites))
-        return rest, correctable(rest, inputs, cache[rest.after], chunk_steps(vla, self.steps), self.segments), cache
+        dims = ACTION_NAMES if self.hold or self.placebo == "wrong-dimension" else flagged
+        steps = chunk_steps(vla, self.steps)
+        return rest, correctable(rest, inputs, cache[rest.after], steps, self.segments, dims), cache
 
     def _flagged(self, query: Query) -> tuple[str, ...]:
         if self.generic:
@@ -320,8 +325,9 @@ def _only(change: Float[Tensor, "segment dim"], dims: tuple[str, ...]) -> Float[
     return torch.where(torch.tensor([name in dims for name in ACTION_NAMES]), change, 0.0)
 
 
-def _rounded(values: Float[Tensor, "segment dim"]) -> list[list[float]]:
-    return [[float(f"{value:.6g}") for value in row] for row in values.detach().cpu().tolist()]
+def _rounded(values: Float[Tensor, "segment dim"]) -> list[list[float | None]]:
+    rows = values.detach().cpu().tolist()
+    return [[None if math.isnan(value) else float(f"{value:.6g}") for value in row] for row in rows]
 
 
 def _text(site: SiteKey) -> Any:

@@ -251,6 +251,22 @@ def test_mist_moves_what_is_flagged_against_its_motion_and_logs_it(
     assert vla.edits() == ()
 
 
+@pytest.mark.parametrize("kind", ["", "wrong-dimension", "random-direction"])
+def test_an_edit_that_holds_nothing_predicts_what_it_moves_alone(
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], kind: str
+) -> None:
+    real = Mist(size=0.02, hold=False)
+    log = (placebo(real, kind) if kind else real).act(vla, inputs, alarmed(seen))[1]
+    predicted, realised = log.details["predicted"][0], log.details["realised"][0]
+    if kind == "wrong-dimension":  # its edit is one for other dimensions, so it needs their derivative as well
+        assert None not in predicted and log.details["moved"] != ["dz"]
+    else:
+        assert [ACTION_NAMES[place] for place, value in enumerate(predicted) if value is not None] == ["dz"]
+    known = [(one, other) for one, other in zip(predicted, realised, strict=True) if one is not None]
+    assert known == [(pytest.approx(other, abs=0.002), other) for _, other in known]
+    assert json.dumps(log.details, allow_nan=False)
+
+
 def test_mist_looks_itself_where_no_detector_has(vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any]) -> None:
     mine, theirs = (
         Mist(size=0.02, when="always").act(vla, inputs, one)[0] for one in (query(flagged=("dz",)), alarmed(seen))

@@ -92,6 +92,32 @@ def test_the_edit_is_the_smallest_one_and_that_of_the_pseudo_inverse(vla: Hooked
     assert float(loose.norm()) < float(edit.norm())
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_an_edit_that_holds_nothing_needs_the_derivative_of_what_it_moves_alone(
+    vla: HookedVLA, inputs: PolicyInputs, rounds: int
+) -> None:
+    rest = RestOfForward(vla, ("resid_post", 0))
+    _, cache = vla.run_with_cache(inputs, names=[rest.after])
+    whole = correctable(rest, inputs, cache[rest.after], None, 2)
+    some = correctable(rest, inputs, cache[rest.after], None, 2, ("dz", "dx"))
+    taken = [place for place in range(14) if ACTION_NAMES[place % 7] in ("dx", "dz")]
+    assert torch.allclose(some.jacobian[taken], whole.jacobian[taken], rtol=1e-6)
+    delta = torch.zeros(14, dtype=torch.float64)
+    delta[2], delta[9] = 0.3, -0.2
+    free, same = (reached(rest, inputs, at, delta, hold=False, rounds=rounds, stride=0.5) for at in (some, whole))
+    assert torch.allclose(free, same, atol=1e-9 * float(same.abs().max()))
+    foreseen = some.predicted(free)
+    assert torch.allclose(foreseen[taken], whole.predicted(free)[taken], rtol=1e-6)
+    assert foreseen.isnan().tolist() == [place not in taken for place in range(14)]
+    with pytest.raises(ValueError, match="droll, dy"):
+        some.edit(delta)
+    delta[1] = 0.1
+    with pytest.raises(ValueError, match="of dy was not taken"):
+        some.edit(delta, hold=False)
+    with pytest.raises(UnknownName, match="dzz"):
+        correctable(rest, inputs, cache[rest.after], dims=("dzz",))
+
+
 def test_what_cannot_be_corrected_is_refused_in_a_sentence(vla: HookedVLA, inputs: PolicyInputs) -> None:
     at, rest = ready(vla, inputs, -2, None), RestOfForward(vla, ("resid_post", -2))
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
