@@ -74,22 +74,36 @@ def read_json_lines(path: str | Path) -> list[Row]:
         ValueError: a line other than a cut last one is not JSON: the file was edited or is damaged, so nothing
             is guessed.
     """
+    return json_lines_from(path, 0)[0]
+
+
+def json_lines_from(path: str | Path, start: int) -> tuple[list[Row], int]:
+    """Rows of a log from a byte on, and the byte behind the last of them: whoever follows a log reads each row once.
+
+    Args:
+        path: of the log; an absent file has no rows.
+        start: 0, or where the last call ended.
+
+    Raises:
+        ValueError: see `read_json_lines`.
+    """
     path = Path(path)
     if not path.exists():
-        return []
-    # What follows the last newline was cut while it was written, or is empty.
-    lines = path.read_bytes().split(b"\n")[:-1]
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        # What follows the last newline was cut while it was written, or is being written, or is empty.
+        whole, newline, _ = file.read().rpartition(b"\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(whole.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error}); restore the file or remove that line"
-            ) from None
-    return rows
+            where = f"line {number}" if start == 0 else f"line {number} from byte {start} on"
+            raise ValueError(f"{path}, {where} is not JSON ({error}); restore the file or remove that line") from None
+    return rows, start + len(whole) + len(newline)
 
 
 def _end_of_last_whole_line(file: Any) -> int:

@@ -7,7 +7,7 @@ environment is replaced; what cannot be stored (a full disk) ends the run, becau
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from mist_interp.evaluation.twins import (
     Shadows,
     copied_row,
     gated_names,
-    reference_first,
     remembers,
 )
 from mist_interp.evaluation.video import Camera
@@ -56,13 +55,13 @@ class Job:
 
 
 def run_episodes(
-    policy: Any, job: Job, todo: Sequence[PlannedEpisode], on_row: Callable[[Row], None] | None = None
+    policy: Any, job: Job, todo: Iterable[PlannedEpisode], on_row: Callable[[Row], None] | None = None
 ) -> None:
-    """Run and store the given episodes in this process, unit by unit, the arm `none` first."""
+    """Run and store the given episodes in this process, in their order (`twins.reference_first`)."""
     runner = _Runner(policy, job)
     errors = 0
     try:
-        for planned in reference_first(todo):
+        for planned in todo:
             try:
                 row, queries = runner.run(planned)
                 errors = 0

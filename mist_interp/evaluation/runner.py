@@ -38,6 +38,7 @@ from mist_interp.evaluation.progress import Progress, ProgressMeter
 from mist_interp.evaluation.sample import film_sample
 from mist_interp.evaluation.subject import model_facts
 from mist_interp.evaluation.summary import summarize
+from mist_interp.evaluation.twins import reference_first
 from mist_interp.evaluation.workers import run_in_processes
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,7 @@ def evaluate(
     report = on_progress or (lambda _: None)
     report(meter.now())
     job = Job(suite, tuple(arms), protocol, detector, videos, folder.path, make_env, fork, full_horizon)
+    todo = reference_first(todo)
     if workers > 1:
         run_in_processes(vla, job, todo, workers, lambda row: report(meter.add(row)))
     else:

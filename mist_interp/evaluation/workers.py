@@ -1,8 +1,9 @@
 """How do several processes share one run?
 
-Each worker loads its own policy and simulator and takes blocks of the plan (units of one task) from a queue
-until it is empty; all append to the same locked log, and the parent follows that log. A worker that dies loses
-the episode that it was running.
+Each worker loads its own policy and simulator. The plan is cut into as many neighbouring parts, so that few scenes are
+built twice, and each part into blocks (units of one task); a worker takes the blocks of its own part and then what is
+left of the others'. All append to the same locked log, and the parent follows that log. A worker that dies loses the
+episode that it was running.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 
+from mist_interp.core.files import json_lines_from
 from mist_interp.core.processes import end_with_parent
 from mist_interp.data.policy_source import resolve_policy
+from mist_interp.data.records import Unit
 from mist_interp.evaluation.execute import Job, run_episodes
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import PlannedEpisode, units_of
 
 POLL_SECONDS = 1.0
-# Blocks per worker: small enough that all finish together, large enough that environments are seldom rebuilt.
-BLOCKS_PER_WORKER = 3
+# Small enough blocks that all workers finish together.
+BLOCKS_PER_WORKER = 6
 
 
 def run_in_processes(
@@ -42,22 +46,34 @@ def run_in_processes(
         RuntimeError: a worker died or gave up; what it finished is stored.
     """
     context = multiprocessing.get_context("spawn")
-    blocks: Any = context.Queue()
-    for block in split_in_blocks(todo, workers):
-        blocks.put(block)
+    parts: list[Any] = []
+    for part in split_in_parts(todo, workers):
+        parts.append(context.Queue())
+        for block in part:
+            parts[-1].put(block)
     # Threads of all workers together use each core once; more makes every one of them slower.
     threads = max(1, (os.cpu_count() or 1) // workers)
-    folder = ResultsFolder(job.out)
-    before = {id_of(row) for row in folder.rows()}
-    processes = [context.Process(target=_work, args=(vla, job, blocks, threads), daemon=True) for _ in range(workers)]
+    log = ResultsFolder(job.out).rows_path
+    _, read = json_lines_from(log, 0)
+
+    def follow() -> None:
+        nonlocal read
+        rows, read = json_lines_from(log, read)
+        for row in rows:
+            on_row(row)
+
+    processes = [
+        context.Process(target=_work, args=(vla, job, parts[place:] + parts[:place], threads), daemon=True)
+        for place in range(workers)
+    ]
     try:
         for process in processes:
             process.start()
         while any(process.is_alive() for process in processes):
             for process in processes:
                 process.join(POLL_SECONDS / workers)
-            before |= _report(folder, before, on_row)
-        _report(folder, before, on_row)
+            follow()
+        follow()
     finally:
         for process in processes:
             if process.is_alive():
@@ -71,42 +87,39 @@ def run_in_processes(
         )
 
 
-def split_in_blocks(todo: Sequence[PlannedEpisode], workers: int) -> list[list[PlannedEpisode]]:
-    """Whole units of one task per block, at least `BLOCKS_PER_WORKER` blocks per worker where units allow it."""
-    tasks: dict[tuple[Any, ...], list[PlannedEpisode]] = {}
+def split_in_parts(todo: Sequence[PlannedEpisode], workers: int) -> list[list[list[PlannedEpisode]]]:
+    """Per worker its blocks: whole units of one task, together about 1 / `BLOCKS_PER_WORKER` of its part."""
+    units = units_of(todo)
+    episodes: dict[Unit, list[PlannedEpisode]] = {}
     for episode in todo:
-        tasks.setdefault((episode.unit.suite, episode.unit.task, episode.unit.perturbation), []).append(episode)
-    units = max(1, len(units_of(todo)))
-    longest = max(1, units // (BLOCKS_PER_WORKER * workers))
-    blocks = []
-    for episodes in tasks.values():
-        members = units_of(episodes)
-        for start in range(0, len(members), longest):
-            kept = set(members[start : start + longest])
-            blocks.append([episode for episode in episodes if episode.unit in kept])
-    return blocks
+        episodes.setdefault(episode.unit, []).append(episode)
+    parts = []
+    for place in range(workers):
+        own = units[len(units) * place // workers : len(units) * (place + 1) // workers]
+        longest = max(1, len(own) // BLOCKS_PER_WORKER)
+        blocks = []
+        for _, scene in groupby(own, key=lambda unit: (unit.suite, unit.task, unit.perturbation)):
+            members = list(scene)
+            for start in range(0, len(members), longest):
+                blocks.append([episode for unit in members[start : start + longest] for episode in episodes[unit]])
+        parts.append(blocks)
+    return parts
 
 
-def id_of(row: Row) -> tuple[str, str]:
-    """What tells a row from an earlier row of the same episode."""
-    return row["key"], row["finished_at"]
-
-
-def _report(folder: ResultsFolder, seen: set[tuple[str, str]], on_row: Callable[[Row], None]) -> set[tuple[str, str]]:
-    fresh = [row for row in folder.rows() if id_of(row) not in seen]
-    for row in fresh:
-        on_row(row)
-    return {id_of(row) for row in fresh}
-
-
-def _work(vla: Any, job: Job, blocks: Any, threads: int) -> None:
+def _work(vla: Any, job: Job, parts: Sequence[Any], threads: int) -> None:
     end_with_parent()
     torch.set_num_threads(threads)
     policy = resolve_policy(vla, job.suite.name)
-    while True:
+    # One call for all blocks: the scene of the last one is often that of the next.
+    run_episodes(policy, job, chain.from_iterable(_blocks(parts)))
+
+
+def _blocks(parts: Sequence[Any]) -> Iterator[list[PlannedEpisode]]:
+    """The blocks of this worker's part, then what others have left."""
+    for blocks in parts:
         try:
-            # The queue was filled before this process began; waiting covers the pipe's delay only.
-            block = blocks.get(timeout=2)
+            while True:
+                # The queues were filled before this process began; waiting covers the pipe's delay only.
+                yield blocks.get(timeout=0.5)
         except queue.Empty:
-            return
-        run_episodes(policy, job, block)
+            continue

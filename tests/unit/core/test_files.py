@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mist_interp.core.files import append_json_line, read_json_lines, write_atomic
+from mist_interp.core.files import append_json_line, json_lines_from, read_json_lines, write_atomic
 
 
 def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -87,3 +87,21 @@ def test_several_processes_share_a_log(tmp_path: Path) -> None:
     for who in range(3):
         assert [r["i"] for r in rows if r["who"] == who] == list(range(40))
     assert all(json.dumps(r) for r in rows)
+
+
+def test_whoever_follows_a_log_reads_each_row_once_and_no_cut_one(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert json_lines_from(log, 0) == ([], 0)
+    append_json_line(log, {"n": 1})
+    rows, end = json_lines_from(log, 0)
+    assert rows == [{"n": 1}] and end == log.stat().st_size and json_lines_from(log, end) == ([], end)
+    with log.open("ab") as file:
+        file.write(b'{"n": 2')  # a process that is writing, or was killed
+    assert json_lines_from(log, end) == ([], end)
+    append_json_line(log, {"n": 3})
+    append_json_line(log, {"n": 4})
+    assert json_lines_from(log, end) == ([{"n": 3}, {"n": 4}], log.stat().st_size)
+    with log.open("ab") as file:
+        file.write(b"no JSON\n")
+    with pytest.raises(ValueError, match="line 3 from byte"):
+        json_lines_from(log, end)
