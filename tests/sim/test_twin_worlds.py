@@ -148,7 +148,7 @@ def test_an_arm_that_does_nothing_is_none_forked_or_not(tmp_path: Path) -> None:
             assert rows[arm][name] == rows["none"][name]
 
 
-def test_an_oracle_recovers_and_a_saboteur_harms(tmp_path: Path) -> None:
+def test_an_oracle_recovers_and_a_saboteur_harms_a_robot_that_stands_still(tmp_path: Path) -> None:
     world = World()
     arms = (NoEdit(), Oracle(world, "oracle"), Saboteur(world, "saboteur"))
     result = evaluate(
@@ -171,3 +171,28 @@ def test_an_oracle_recovers_and_a_saboteur_harms(tmp_path: Path) -> None:
     assert saboteur["failure"]["causal_recovery"]["value"] == 0.0
     assert saboteur["event"]["harm_rate"]["value"] == 1.0
     assert saboteur["event"]["net_benefit"]["value"] == -1.0
+
+
+def test_an_oracle_recovers_and_a_saboteur_harms_the_policy_that_is_shipped(tmp_path: Path) -> None:
+    """Start states at which `mini` succeeds and at which it fails: both halves of the table of twins are told apart."""
+    world = World()
+    arms = (NoEdit(), Oracle(world, "oracle"), Saboteur(world, "saboteur"))
+    result = evaluate(
+        "mini",
+        "libero_spatial",
+        arms,
+        out=tmp_path,
+        tasks=(3, 9),
+        inits=(30, 31),
+        detector=Detector(Clock(2), 0.5, "clock"),
+        make_env=world.make,
+        videos="none",
+    )
+    summary = result.summary()
+    failed = 4 - summary["arms"]["none"]["successes"]
+    assert 1 <= failed <= 3, "other start states are needed for this test to say anything"
+    oracle, saboteur = (summary["twins"]["arms"][name]["failure"] for name in ("oracle", "saboteur"))
+    assert oracle["causal_recovery"]["n"] == failed and oracle["harm_rate"]["n"] == 4 - failed
+    assert oracle["causal_recovery"]["value"] == 1.0 and oracle["harm_rate"]["value"] == 0.0
+    assert saboteur["causal_recovery"]["value"] == 0.0 and saboteur["harm_rate"]["value"] == 1.0
+    assert oracle["net_benefit"]["value"] > 0 > saboteur["net_benefit"]["value"]
