@@ -1,9 +1,11 @@
 """Which arms does the study of recovery compare, and with what strength?
 
 Writes lists that `mist eval --arms` reads: `main.yaml` (the arm under test beside its placebos and rivals), `edit.yaml`
-(that arm alone), `ablations.yaml` (one thing changed at a time, for the validation split) and `learned.yaml` (an edit
-that aims at what an expert would do, and its placebos). Also made here, from training start states only: the direction
-of success (difference of means), probes of other tokens, and the neurons that move dz most.
+(that arm alone), `ablations.yaml` (one thing changed at a time, for the validation split), `free.yaml` (edits that hold
+no other dimension, likewise), `pushed.yaml` (what is asked again under a disturbance) and `learned.yaml` (an edit that
+aims at what an expert would do, and its placebos). Gates that let go, for `--detector`: `gates/retry-L-P/` opens for at
+most L queries and then leaves the robot to the policy for P. Also made here, from training start states only: the
+direction of success (difference of means), probes of other tokens, and the neurons that move dz most.
 
     python experiments/recovery/arms.py --rollouts runs/study/mini --out results/recovery
 """
@@ -33,6 +35,8 @@ from mist_interp.steering import SteeringDirection
 
 PLACEBOS = ("random-direction", "reversed", "wrong-dimension", "noise")
 TOKENS = ("action_read", "vision", "proprio")
+# Queries under the edit and then without it.
+RETRIES = ((2, 3), (4, 6))
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,15 @@ def main(settings: Settings) -> None:
         "main": rivals(settings, folder),
         "edit": ["none", edit(settings)],
         "ablations": ablations(settings, folder),
+        "free": free(settings),
+        "pushed": disturbed(settings),
         "learned": learned(settings),
     }
+    gate = yaml.safe_load((settings.out / "contact" / "gate.yaml").read_text())
+    for longest, pause in RETRIES:
+        path = settings.out / "gates" / f"retry-{longest}-{pause}" / "gate.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({**gate, "longest": longest, "pause": pause}, sort_keys=False))
     for name, arms in lists.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
         print(f"{name}: {', '.join(arm if isinstance(arm, str) else arm.get('name', arm['kind']) for arm in arms)}")
@@ -82,11 +93,16 @@ def edit(settings: Settings) -> dict[str, Any]:
     return {"kind": "mist", "wanted": "retreat", "size": settings.size, "layer": settings.layer, **shape}
 
 
+def freed(settings: Settings) -> dict[str, Any]:
+    """What the validation split chose: longer, in one round behind the last block, and no other dimension is held."""
+    once = {key: value for key, value in edit(settings).items() if key != "stride"}
+    return {**once, "size": 0.3, "layer": 3, "rounds": 1, "hold": False}
+
+
 def rivals(settings: Settings, folder: Path) -> list[Any]:
-    """The arm under test in two strengths, its placebos (at their own alarms, at its queries, at others), rivals."""
-    mist = edit(settings)
+    """The arm under test in three forms, placebos (at their own alarms, at its queries, at others), and rivals."""
+    mist, free = edit(settings), freed(settings)
     strong = {**mist, "size": 5 * settings.size}
-    like_strong = {"kind": "sham-triggers", "of": str(settings.out / "main"), "like": "mist-strong"}
     return [
         "none",
         "safe-stop",
@@ -100,11 +116,36 @@ def rivals(settings: Settings, folder: Path) -> list[Any]:
         {"kind": "concept-neurons", "neurons": raising(), "when": "fired"},
         {"kind": "sham-triggers", "arm": mist, "of": str(settings.out / "main")},
         {"kind": "constant-steer", "direction": str(folder / "success_direction")},
-        {**like_strong, "arm": strong, "name": "sham-triggers-strong"},
+        *elsewhere(strong, settings.out / "main", "mist-strong"),
+        {**free, "name": "mist-free"},
+        *({**free, "kind": kind, "name": f"{kind}-free"} for kind in ("action-correction", *PLACEBOS[::2])),
+        *elsewhere(free, settings.out / "main", "mist-free"),
+    ]
+
+
+def elsewhere(arm: dict[str, Any], run: Path, like: str) -> list[Any]:
+    """An edit at the queries of another unit, and placebos at the very queries at which the arm acted in this one."""
+    form = like.removeprefix("mist")
+    shared = {"kind": "sham-triggers", "of": str(run), "like": like}
+    return [
+        {**shared, "arm": arm, "name": f"sham-triggers{form}"},
         *(
-            {**like_strong, "arm": {**strong, "kind": kind}, "exact": True, "name": f"{kind}-yoked"}
+            {**shared, "arm": {**arm, "kind": kind}, "exact": True, "name": f"{kind}{form}-yoked"}
             for kind in PLACEBOS[::2]
         ),
+    ]
+
+
+def disturbed(settings: Settings) -> list[Any]:
+    """Of the main list what is asked again while the robot is being pushed."""
+    mist, free, run = edit(settings), freed(settings), settings.out / "pushed"
+    return [
+        "none",
+        mist,
+        {**free, "name": "mist-free"},
+        {**free, "kind": "action-correction", "name": "action-correction-free"},
+        *elsewhere(free, run, "mist-free"),
+        "failsafe-style",
     ]
 
 
@@ -129,6 +170,21 @@ def ablations(settings: Settings, folder: Path) -> list[Any]:
         *({**along, "probe": str(folder / f"probe_{tokens}"), "name": f"add-{tokens}"} for tokens in TOKENS),
         {**along, "probe": str(folder / f"probe_{TOKENS[0]}"), "mode": "clamp", "name": "clamp"},
         {**along, "probe": str(folder / f"probe_{TOKENS[0]}"), "mode": "project_out", "name": "project-out"},
+    ]
+
+
+def free(settings: Settings) -> list[Any]:
+    """Edits that hold no other dimension: of several lengths, in three rounds and in one, and behind the last block."""
+    mist, once = {**edit(settings), "hold": False}, freed(settings)
+    return [
+        "none",
+        *({**mist, "size": size, "name": f"free-{size}"} for size in (0.2, 0.3, 0.4, 0.6, 1.0)),
+        *({**once, "layer": 2, "size": size, "name": f"once-{size}"} for size in (0.2, 0.3, 0.4)),
+        *({**once, "size": size, "name": f"last-{size}"} for size in (0.2, 0.3, 0.4)),
+        {**once, "hold": True, "name": "last-0.3-held"},
+        *({**once, "wanted": "brake", "size": size, "name": f"last-brake-{size}"} for size in (0.5, 1.0)),
+        {**edit(settings), "size": 1.0, "name": "held-1.0"},
+        "failsafe-style",
     ]
 
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Does steering help? The study of interventions on mini, one command. Every stage goes on where it was cut.
 #   bash experiments/recovery/run.sh              stages risk arms ablations main report
-#   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons main report twins benefit
-#                                                 advise deviation tutor learned
+#   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons free main report
+#                                                 pushed twins benefit advise deviation tutor learned
 #
 #   risk       what opens the gate: the risk of a contact, and its alarm
 #   ablations  one thing changed at a time, on the start states that choose; horizons: gates that look less or more far
-#   main       all arms, on start states that serve nothing else; report: page, tables, figure
+#   free       edits that hold no other dimension, likewise, behind the gate and behind gates that let go
+#   main       all arms, on start states that serve nothing else; report: page, tables, figure; pushed: some of them
+#              while the robot is being pushed
 #   twins      forked twins of other start states; benefit: a head that foresees harm is fitted on them and tried
 #   advise deviation tutor learned    another gate and aim: what an expert would do otherwise
 #
@@ -45,12 +47,23 @@ horizons() {
   done
 }
 
+free() {
+  local gate
+  evaluated free free contact 20-24 "$BOTH"
+  for gate in 2-3 4-6; do evaluated "free-$gate" free "gates/retry-$gate" 20-24 "$BOTH"; done
+}
+
 main() { evaluated main main contact "$INITS" "$DISTURBED" --full-horizon; }
 
 report() {
   "$MIST" eval --out "$OUT/main" --arms "$OUT/arms/main.yaml" --detector "$OUT/contact/gate.yaml" --inits "$INITS" \
     --perturbations $DISTURBED --videos sample --full-horizon
   recovery tables --run "$OUT/main" --out "$OUT"
+}
+
+pushed() {
+  evaluated pushed pushed contact "$INITS" push0.4 --full-horizon
+  recovery tables --run "$OUT/pushed" --out "$OUT/pushed-tables" --tested mist mist-free
 }
 
 twins() { evaluated twins edit contact 45-49 "$BOTH noise0.3 push1"; }
@@ -81,8 +94,8 @@ learned() {
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    risk | arms | ablations | horizons | main | report | twins | benefit | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons twins benefit advise deviation tutor learned" ;;
+    risk | arms | ablations | horizons | free | main | report | pushed | twins | benefit | advise | deviation | tutor | learned) ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free pushed twins benefit advise deviation tutor learned" ;;
   esac
   _say "$stage"
   $stage

@@ -53,7 +53,7 @@ class Settings:
     out: Path = Path("results/recovery")
     """Folder for the tables and the figure."""
 
-    tested: tuple[str, ...] = ("mist", "mist-strong")
+    tested: tuple[str, ...] = ("mist", "mist-free", "mist-strong")
     """Arms whose tests are listed."""
 
     draws: int = 10_000
