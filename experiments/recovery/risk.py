@@ -87,11 +87,10 @@ def main(settings: Settings) -> None:
 
 def part(store: RolloutStore, span: tuple[int, int], perturbations: tuple[str, ...] = ()) -> RolloutStore:
     """The episodes of these start states and, where named, perturbations."""
-    rows = store.episodes(["episode", "init_state", "perturbation"])
-    kept = rows["init_state"].between(span[0], span[1] - 1)
-    if perturbations:
-        kept &= rows["perturbation"].isin(perturbations)
-    return store.only(rows.loc[kept, "episode"])
+    inits = store.episodes(["init_state"])["init_state"].unique()
+    return store.where(
+        inits=inits[(inits >= span[0]) & (inits < span[1])], perturbations=perturbations if perturbations else None
+    )
 
 
 def foreseen(store: RolloutStore, risk: np.ndarray, alarm: ConformalAlarm) -> pd.DataFrame:

@@ -68,8 +68,8 @@ def main(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     store = RolloutStore.open(settings.rollouts)
     if settings.inits is not None:
-        episodes = store.episodes(["episode", "init_state"])
-        store = store.only(episodes.loc[episodes["init_state"] < settings.inits, "episode"])
+        inits = store.episodes(["init_state"])["init_state"].unique()
+        store = store.where(inits=inits[inits < settings.inits])
     risk = Risk(audit=None if settings.audit is None else str(settings.audit), dimensions=asked(store, settings))
     sweep = fit_layers(
         Probe(("resid_post", 0), target=risk),

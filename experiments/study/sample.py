@@ -35,13 +35,12 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Copy, thin out, pack."""
-    store = RolloutStore.open(settings.rollouts)
+    store = RolloutStore.open(settings.rollouts).where(inits=settings.inits)
     given = store.group("action_read")
     group = TokenGroup(given.tokens, tuple(site for site in given.sites if site.endswith("resid_post")), given.pool)
-    episodes = store.episodes(["episode", "init_state"])
     with tempfile.TemporaryDirectory() as folder:
         thin = RolloutStore.create(folder, replace(store.manifest, groups=(group,)))
-        for key in episodes.loc[episodes["init_state"].isin(settings.inits), "episode"]:
+        for key in store.keys:
             episode = store.episode(key)
             wanted = {group.key(site) for site in group.sites}
             queries = (

@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 
 from mist_interp.analysis.figures import STYLE
 from mist_interp.data import RolloutStore
+from mist_interp.data.activation_set import unit_of_episode
+from mist_interp.data.records import Unit
 from mist_interp.probing import PolicyPredictor, Risk, Transfer, transfer
 from mist_interp.probing.networks import MLP
 
@@ -78,15 +80,17 @@ def main(settings: Settings) -> None:
 
 def shared(stores: dict[str, RolloutStore]) -> dict[str, RolloutStore]:
     """Only the situations (task, start state, condition) that all policies were in."""
-    columns = ["suite", "task", "init_state", "perturbation"]
-    rows = {name: store.episodes(["episode", *columns]) for name, store in stores.items()}
-    sets = [set(map(tuple, frame[columns].to_numpy().tolist())) for frame in rows.values()]
-    common = set.intersection(*sets)
-    kept = {}
-    for name, frame in rows.items():
-        here = [tuple(row) in common for row in frame[columns].to_numpy().tolist()]
-        kept[name] = stores[name].only(frame.loc[here, "episode"])
-    return kept
+    units = {name: {*unit_of_episode(store).values()} for name, store in stores.items()}
+    common = set.intersection(*({situation(unit) for unit in of} for of in units.values()))
+    return {
+        name: store.where(units=[unit for unit in units[name] if situation(unit) in common])
+        for name, store in stores.items()
+    }
+
+
+def situation(unit: Unit) -> tuple[str, int, int, str]:
+    """What policies share, whatever their seeds."""
+    return unit.suite, unit.task, unit.init_state, unit.perturbation
 
 
 def draw(found: dict[tuple[str, str], Transfer]) -> Figure:

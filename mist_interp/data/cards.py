@@ -14,13 +14,14 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from mist_interp.data.store import INPUTS, Manifest
+from mist_interp.data.store import CHOSEN, INPUTS, Manifest
 
 BEGIN, END = "<!-- mist: begin -->", "<!-- mist: end -->"
 
 SELECTED = {
     "iid": "`iid`: episodes were run as planned; rates may be computed.",
     "balanced": "`balanced`: episodes were chosen by outcome. **No success rate may be computed from them.**",
+    CHOSEN: "`chosen`: episodes were picked one by one. **No success rate may be computed from them.**",
     INPUTS: "`inputs`: queries were given and nothing was run, so there are no outcomes.",
 }
 

@@ -47,7 +47,7 @@ def compact(
     beside it as `.<name>.partial`).
 
     Args:
-        store: a store or its folder; a view (`only`) gives its episodes.
+        store: a store or its folder; a view (`where`, `only`) gives its episodes.
         out: the new folder.
         pack_bytes: size at which a file is full; one episode is never cut.
         on_pack: is told how many packs of how many are written.

@@ -60,7 +60,7 @@ def push_dataset(
     """Publish rollouts as a data set on the Hugging Face Hub; the same call finishes an interrupted one.
 
     Args:
-        folder: of a rollout store, or the store; a view (`only`) publishes its episodes.
+        folder: of a rollout store, or the store; a view (`where`, `only`) publishes its episodes.
         repo_id: `user/name`; made when it does not exist.
         private: visibility of a new repository; None is the default of the account. An existing repository must agree.
         token: None takes it from `HF_TOKEN` or `hf auth login`.

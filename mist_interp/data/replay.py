@@ -8,7 +8,7 @@ the recorded states (another version of the simulator) is an error and never a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,12 @@ def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
     return replace(episode, queries=queries, contacts=again.contacts, releases=again.releases)
 
 
-def upgrade(store: RolloutStore, out: str | Path, keys: Iterable[str] | None = None) -> RolloutStore:
+def upgrade(store: RolloutStore, out: str | Path) -> RolloutStore:
     """Replay the episodes of a store of LIBERO rollouts into a store of the present layout; resumable.
 
     Args:
-        store: rollouts of any readable layout.
+        store: rollouts of any readable layout; a view (`where`, `only`) gives its episodes.
         out: folder of the new store.
-        keys: which episodes; default: all.
 
     Raises:
         ValueError: a replay leaves the recorded states.
@@ -121,7 +120,7 @@ def upgrade(store: RolloutStore, out: str | Path, keys: Iterable[str] | None = N
     store.check_outcomes()
     new = RolloutStore.create(out, replace(store.manifest, version=SCHEMA_VERSION))
     with Environments() as environments:
-        for key in store.keys if keys is None else keys:
+        for key in store.keys:
             if key not in new:
                 episode = store.episode(key)
                 new.append(replay(Blindfolded(environments.of(episode)), episode))

@@ -34,18 +34,20 @@ from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site, SiteKey
 from mist_interp.data.packs import Packs, read_rows, single_keys
-from mist_interp.data.records import Array, EpisodeRecord
+from mist_interp.data.records import Array, EpisodeRecord, Unit
 from mist_interp.data.tables import DTYPES, activation_table, episode_table, query_table, read_episode
 
 SCHEMA_VERSION = 2
 # 1 lacks the geometry of contacts, the path of the hand, and releases; all else is the same.
 READABLE_VERSIONS = (1, 2)
-IID, BALANCED, INPUTS = "iid", "balanced", "inputs"
-SELECTIONS = (IID, BALANCED, INPUTS)
+IID, BALANCED, CHOSEN, INPUTS = "iid", "balanced", "chosen", "inputs"
+SELECTIONS = (IID, BALANCED, CHOSEN, INPUTS)
 # Why a share of successes (or of any other outcome) over such episodes is no rate of the policy.
 NO_RATES = {
     BALANCED: "these episodes were selected by outcome (selection='balanced'), so shares over them are not rates of "
     "the policy; use episodes of an evaluation run, or the counts of all attempts in the store's manifest",
+    CHOSEN: "these episodes were picked one by one (`only`), perhaps by their outcome, so shares over them are not "
+    "rates of the policy; restrict a store by what was run instead: where(tasks=..., inits=..., perturbations=...)",
     INPUTS: "these queries were given and not run, so there is no success to count",
 }
 
@@ -102,9 +104,9 @@ class Manifest:
     Attributes:
         groups: which activations are kept.
         settings: everything that defines the run as plain JSON values: model, suite, profile, limits.
-        selection: `iid` when units were run as planned, `balanced` when episodes were chosen by outcome. No success
-            rate may be computed from a balanced store. `inputs` when queries were given and nothing was run: there are
-            no outcomes at all.
+        selection: `iid` when units were run as planned, `balanced` when episodes were chosen by outcome, `chosen` when
+            they were picked one by one (`RolloutStore.only`): no success rate may be computed from either. `inputs`
+            when queries were given and nothing was run: there are no outcomes at all.
         counts: of a balanced store: task -> attempts, successes and failures among them, and how many are stored.
         version: of this layout.
     """
@@ -240,6 +242,9 @@ class RolloutStore:
     def only(self, keys: Iterable[str]) -> RolloutStore:
         """The same store, restricted to some episodes.
 
+        Why these is not known here, and it may be their outcome. So the selection of the view is `chosen` where it was
+        `iid`, unless it has all episodes; `where` keeps it.
+
         Raises:
             UnknownName: one of them is not here.
         """
@@ -248,7 +253,53 @@ class RolloutStore:
         for key in chosen:
             if key not in here:
                 raise UnknownName("episode", key, self.keys)
-        return replace(self, kept=chosen)
+        if self.manifest.selection != IID or len(chosen) == len(here):
+            return replace(self, kept=chosen)
+        return replace(self, kept=chosen, manifest=replace(self.manifest, selection=CHOSEN))
+
+    def where(
+        self,
+        *,
+        tasks: Iterable[int] | None = None,
+        inits: Iterable[int] | None = None,
+        perturbations: Iterable[str] | None = None,
+        simulator_seeds: Iterable[int] | None = None,
+        policy_seeds: Iterable[int] | None = None,
+        units: Iterable[Unit] | None = None,
+    ) -> RolloutStore:
+        """The same store, restricted by what was run; how its episodes were selected stays as it is.
+
+        Whoever picks start states because of how they ended has picked episodes by outcome: use `only`, which says so.
+
+        Args:
+            tasks: keep these; None keeps all.
+            inits: keep these start states.
+            perturbations: keep these.
+            simulator_seeds: keep these.
+            policy_seeds: keep these.
+            units: keep these, where the other arguments do not suffice.
+
+        Raises:
+            UnknownName: no episode has this value.
+            ValueError: there is no episode at all.
+        """
+        fields = list(Unit.__dataclass_fields__)
+        rows = self.episodes(["episode", *fields])
+        asked: dict[str, Iterable[Any] | None] = {"task": tasks, "init_state": inits, "perturbation": perturbations}
+        asked |= {"simulator_seed": simulator_seeds, "policy_seed": policy_seeds}
+        if units is not None:
+            rows["unit"] = [Unit(*row).key for row in rows[fields].itertuples(index=False)]
+            asked["unit"] = [unit.key for unit in units]
+        kept = np.ones(len(rows), dtype=bool)
+        for name, values in asked.items():
+            if values is None:
+                continue
+            wanted, here = list(values), set(rows[name])
+            for value in wanted:
+                if value not in here:
+                    raise UnknownName(name.replace("_", " "), value, map(str, sorted(here)))
+            kept &= rows[name].isin(wanted).to_numpy()
+        return replace(self, kept=tuple(rows.loc[kept, "episode"]))
 
     def episodes(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row per episode, sorted by key; `contacts` holds lists of dictionaries.
@@ -267,7 +318,7 @@ class RolloutStore:
         """Refuse a store from which no success rate may be computed.
 
         Raises:
-            ValueError: its episodes were selected by outcome, or have none.
+            ValueError: its episodes were selected by outcome, or perhaps were, or have none.
         """
         if self.manifest.selection in NO_RATES:
             raise ValueError(f"{self.folder}: {NO_RATES[self.manifest.selection]}")
@@ -336,7 +387,9 @@ class RolloutStore:
         Raises:
             UnknownName: there is no such episode.
         """
-        one = self.only([key])
+        if key not in self:
+            raise UnknownName("episode", key, self.keys)
+        one = replace(self, kept=(key,))
         activations: dict[str, Array] = {}
         for group in self.manifest.groups:
             table = one._read(f"activations/{group.name}")
@@ -367,7 +420,7 @@ def check_rates(episodes: pd.DataFrame) -> None:
     """Refuse rows of `RolloutStore.episodes`, or frames made of them, from which no success rate may be computed.
 
     Raises:
-        ValueError: some were selected by outcome, or have none.
+        ValueError: some were selected by outcome, or perhaps were, or have none.
     """
     selections = {episodes.attrs.get("selection"), *episodes.get("selection", pd.Series(dtype=object)).unique()}
     for selection, reason in NO_RATES.items():

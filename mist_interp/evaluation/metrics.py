@@ -227,8 +227,8 @@ def pair(rows: pd.DataFrame | Iterable[Mapping[str, Any]], arms: Sequence[str] |
         arms: the arms to pair; those that occur when left out.
 
     Raises:
-        ValueError: the rows were balanced by outcome (`selection="balanced"`) or have none (`inputs`), a unit occurs
-            twice in an arm, or there are no rows.
+        ValueError: the rows were selected by outcome (`selection="balanced"`), or perhaps were (`chosen`), or have none
+            (`inputs`), a unit occurs twice in an arm, or there are no rows.
     """
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     if frame.empty:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.data.store import BALANCED, RolloutStore
+from mist_interp.data.store import BALANCED, CHOSEN, RolloutStore
 from mist_interp.probing.controls import CONTROLS, SHUFFLED, SHUFFLED_FITS
 from mist_interp.probing.dataset import ProbeData
 from mist_interp.probing.folds import Fold, make_folds
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from mist_interp.probing.probe import Probe
 
 SPLIT_NAMES = {"task": "leave one task out", "init_state": "same tasks, other start states"}
+SELECTION_FLAGS = {
+    BALANCED: "episodes were chosen by outcome: base rates and probabilities are not those of the policy",
+    CHOSEN: "episodes were picked one by one (`only`): base rates and probabilities need not be those of the policy",
+}
 
 
 def cross_validate(
@@ -152,9 +156,8 @@ def split_name(by: str | Sequence[Fold]) -> str:
 
 def selection_flags(store: RolloutStore) -> tuple[str, ...]:
     """What to say of episodes that are no sample of the policy's."""
-    if store.manifest.selection != BALANCED:
-        return ()
-    return ("episodes were chosen by outcome: base rates and probabilities are not those of the policy",)
+    flag = SELECTION_FLAGS.get(store.manifest.selection)
+    return () if flag is None else (flag,)
 
 
 def query_columns(data: ProbeData, fold_of: Int[np.ndarray, " queries"]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.data.activation_set import unit_of_episode
+from mist_interp.data.records import Unit
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.folds import FOLDS
 from mist_interp.probing.predictor_policies import PolicyPredictor
@@ -121,7 +122,8 @@ def transfer(
     """
     if len(stores) < 2 or ALL in stores:
         raise ValueError(f"two policies at least, none of the name {ALL!r}; got {', '.join(stores) or 'none'}")
-    group_of = {name: _groups(store, by, count) for name, store in stores.items()}
+    units = {name: unit_of_episode(store) for name, store in stores.items()}
+    group_of = {name: _groups(units[name], by, count) for name in stores}
     groups = sorted({group for groups in group_of.values() for group in groups.values()})
     if len(groups) < 2:
         raise ValueError(f"splitting by {by} needs at least two groups; there is only {groups}")
@@ -131,11 +133,11 @@ def transfer(
     }
     for group in groups:
         train = {
-            name: store.only([key for key in store.keys if group_of[name][key] != group])
+            name: store.where(units=[unit for key, unit in units[name].items() if group_of[name][key] != group])
             for name, store in stores.items()
         }
         test = {
-            name: store.only([key for key in store.keys if group_of[name][key] == group])
+            name: store.where(units=[unit for key, unit in units[name].items() if group_of[name][key] == group])
             for name, store in stores.items()
         }
         for row in (*stores, ALL):
@@ -152,8 +154,8 @@ def transfer(
     for (row, name), values in scores.items():
         labels = known[name]
         fold = np.unique([group_of[name][key] for key in labels.episode], return_inverse=True)[1]
-        units = unit_of_episode(stores[name])
-        task = np.unique([f"{units[key].suite}/{units[key].task}" for key in labels.episode], return_inverse=True)[1]
+        tasks = {key: f"{unit.suite}/{unit.task}" for key, unit in units[name].items()}
+        task = np.unique([tasks[key] for key in labels.episode], return_inverse=True)[1]
         for place, output in enumerate(labels.outputs):
             rows = ~np.isnan(labels.values[:, place])
             episode = np.unique(labels.episode[rows], return_inverse=True)[1]
@@ -174,9 +176,8 @@ def _cell(
     return TransferScore(row, name, output, value, low, high, positive, negative)
 
 
-def _groups(store: RolloutStore, by: str, count: int) -> dict[str, str]:
+def _groups(units: Mapping[str, Unit], by: str, count: int) -> dict[str, str]:
     """Episode -> group; the same for all policies, so that no start state is on both sides whoever ran it."""
-    units = unit_of_episode(store)
     if by == "task":
         return {key: f"{unit.suite} task {unit.task}" for key, unit in units.items()}
     if by == "init_state":

@@ -120,14 +120,14 @@ def test_what_an_interrupted_push_of_other_episodes_left_is_removed(
     hub: LocalHub, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pushing, "PACK_BYTES", 1)
-    some = store.only(store.keys[1:])
+    some = store.where(inits=[1, 2])
     push_dataset(some, "me/elsewhere")
     left = {name: file for name, file in hub.files("me/elsewhere").items() if name.endswith(".parquet")}
-    push_dataset(store.only(store.keys[:1]), NAME)
+    push_dataset(store.where(inits=[0]), NAME)
     people = {"notes/data.parquet": b"theirs", "queries/theirs.parquet": b"theirs"}
     hub.repos["dataset", NAME].commit("main", {**hub.files(NAME), **left, **people}, "killed half way")
     assert len(load_rollouts(NAME)) == 1, "what no index names does not exist"
-    push_dataset(store.only(store.keys[:1]), NAME)
+    push_dataset(store.where(inits=[0]), NAME)
     assert not set(left) & set(hub.files(NAME)) - {
         f"{kind}/{packs_there(hub).packs[0].name}.parquet" for kind in store.manifest.kinds
     }
@@ -230,7 +230,7 @@ def test_a_private_data_set_needs_a_token_to_be_read(
 
 
 def test_a_private_push_to_a_public_repository_uploads_nothing(hub: LocalHub, store: RolloutStore) -> None:
-    push_dataset(store.only(store.keys[:1]), NAME)
+    push_dataset(store.where(inits=[0]), NAME)
     before = hub.files(NAME)
     with pytest.raises(HubError, match=r"exists and is public, but private was asked for\. Nothing was uploaded"):
         push_dataset(store, NAME, private=True)
@@ -353,7 +353,7 @@ def test_rollouts_with_other_settings_do_not_mix(hub: LocalHub, store: RolloutSt
 
 
 def test_a_revision_is_a_branch_of_its_own(hub: LocalHub, store: RolloutStore) -> None:
-    push_dataset(store.only(store.keys[:1]), NAME)
+    push_dataset(store.where(inits=[0]), NAME)
     url = push_dataset(store, NAME, revision="all")
     assert url.endswith("/tree/all")
     assert len(load_rollouts(NAME)) == 1 and len(load_rollouts(NAME, revision="all")) == 3
@@ -392,8 +392,27 @@ def test_a_balanced_set_says_that_it_gives_no_success_rate(hub: LocalHub, tmp_pa
     assert "No success rate may be computed" in hub.files(NAME)["README.md"].decode()
 
 
+def test_a_view_says_how_it_was_selected(hub: LocalHub, store: RolloutStore) -> None:
+    won = store.only([key for key in store.keys if store.row(key)["success"]])
+    push_dataset(won, NAME)
+    again = load_rollouts(NAME)
+    assert again.keys == won.keys and again.manifest.selection == "chosen"
+    card = hub.files(NAME)["README.md"].decode()
+    assert "`chosen`" in card and "No success rate may be computed" in card
+    with pytest.raises(ValueError, match="picked one by one"):
+        again.check_rates()
+    with pytest.raises(ValueError, match=r"other settings: selection: .*Nothing was uploaded"):
+        push_dataset(store, NAME)
+    push_dataset(store.where(inits=[0]), "me/first")
+    assert (
+        load_rollouts("me/first").manifest.selection == "iid" and "`iid`" in hub.files("me/first")["README.md"].decode()
+    )
+    push_dataset(store, "me/first")
+    load_rollouts("me/first").check_rates()
+
+
 def test_what_people_wrote_into_the_card_stays(hub: LocalHub, store: RolloutStore) -> None:
-    push_dataset(store.only(store.keys[:1]), NAME)
+    push_dataset(store.where(inits=[0]), NAME)
     card = hub.files(NAME)["README.md"].decode()
     edited = card.replace("---\n", "---\nlicense: mit\n", 1) + "\nThanks to the lab.\n"
     hub.repos["dataset", NAME].commit("main", {**hub.files(NAME), "README.md": edited.encode()}, "edit the card")

@@ -173,8 +173,8 @@ def split_by_start_state(
         raise ValueError(f"a split needs at least two start states; the store has {len(states)}")
     count = min(max(round(held_out * len(states)), 1), len(states) - 1)
     chosen = {states[place] for place in np.random.default_rng(seed).choice(len(states), count, replace=False)}
-    judged = [key for key, unit in units.items() if (unit.suite, unit.task, unit.init_state) in chosen]
-    return store.only(set(units) - set(judged)), store.only(judged)
+    judged = {unit for unit in units.values() if (unit.suite, unit.task, unit.init_state) in chosen}
+    return store.where(units={*units.values()} - judged), store.where(units=judged)
 
 
 def checked(x: Any) -> Float[Array, "rows width"]:

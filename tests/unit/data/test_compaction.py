@@ -163,6 +163,18 @@ def test_what_cannot_be_compacted_is_said(store: RolloutStore, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_how_episodes_were_selected_comes_along(store: RolloutStore, tmp_path: Path) -> None:
+    for name, view, selection in (
+        ("where", store.where(inits=[0, 1]), "iid"),
+        ("only", store.only(store.keys[:2]), "chosen"),
+    ):
+        packed = compact(view, tmp_path / name)
+        assert packed.keys == store.keys[:2] and packed.manifest.selection == selection
+        assert f"`{selection}`" in (packed.folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="picked one by one"):
+        packed.check_rates()
+
+
 def test_films_come_along(store: RolloutStore, tmp_path: Path) -> None:
     film = store.video(store.keys[2])
     film.parent.mkdir(parents=True)

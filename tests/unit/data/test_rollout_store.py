@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Site
 from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
-from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
+from mist_interp.data.store import Manifest, RolloutStore, TokenGroup, check_rates
 
 SITES = ("blocks.0.hook_resid_post", "blocks.3.hook_resid_post", "ln_final.hook_normalized")
 GROUPS = (TokenGroup("action_read", SITES), TokenGroup("action_read.dz", SITES[1:2], "flat"))
@@ -169,6 +171,61 @@ def test_a_view_shows_only_its_episodes(store: RolloutStore) -> None:
         some.only([store.keys[0]])
     with pytest.raises(ValueError, match="view"):
         some.append(episode(9))
+
+
+def test_a_view_by_unit_keeps_the_selection_and_one_by_key_does_not(store: RolloutStore) -> None:
+    store.append(episode(3, success=False))
+    won = store.only([key for key in store.keys if store.row(key)["success"]])
+    assert won.manifest.selection == won.episodes().attrs["selection"] == "chosen"
+    for refused in (won, won.where(inits=[0, 1]), won.only(won.keys)):
+        with pytest.raises(ValueError, match=r"picked one by one .*not rates of the policy.*where\(tasks="):
+            refused.check_rates()
+    some = store.where(inits=[3, 0])
+    assert some.keys == (episode(0).key, episode(3).key) and some.manifest == store.manifest
+    assert some.episodes()["success"].mean() == 0.5
+    for allowed in (some, some.where(inits=(0,)), store.only(store.keys), store.where()):
+        allowed.check_rates()
+        check_rates(allowed.episodes())
+    for frames in ([some, won], [won, some]):
+        with pytest.raises(ValueError, match="picked one by one"):
+            check_rates(pd.concat([one.episodes() for one in frames], ignore_index=True))
+    assert store.episode(store.keys[0]).key == store.keys[0] and store.manifest.selection == "iid"
+    with pytest.raises(KeyError, match="unknown episode"):
+        some.episode(episode(1).key)
+    balanced = replace(store, manifest=replace(store.manifest, selection="balanced"))
+    assert {balanced.only(store.keys[:1]).manifest.selection, balanced.where(inits=[0]).manifest.selection} == {
+        "balanced"
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "keys"),
+    [
+        ({"tasks": [1]}, [0, 1, 2]),
+        ({"inits": np.array([2])}, [2]),
+        ({"perturbations": ["lighting"], "inits": range(2)}, [0, 1]),
+        ({"simulator_seeds": {7}, "policy_seeds": [9], "inits": []}, []),
+        ({"units": [episode(1).unit, episode(0).unit], "inits": [1, 2]}, [1]),
+    ],
+)
+def test_views_by_unit(store: RolloutStore, asked: dict[str, Any], keys: list[int]) -> None:
+    assert store.where(**asked).keys == tuple(episode(init).key for init in keys)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tasks": [1, 2]}, "unknown task 2; possible: '1'"),
+        ({"inits": [3]}, "unknown init state 3; .*'0', '1', '2'"),
+        ({"perturbations": ["lightning"]}, "unknown perturbation 'lightning'; did you mean 'lighting'"),
+        ({"simulator_seeds": [0]}, "unknown simulator seed 0; possible: '7'"),
+        ({"policy_seeds": [0]}, "unknown policy seed 0; possible: '9'"),
+        ({"units": [episode(5).unit]}, "unknown unit 'libero_spatial-t01-i005-.*did you mean"),
+    ],
+)
+def test_a_view_of_what_was_not_run_is_refused(store: RolloutStore, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnknownName, match=message):
+        store.where(**asked)
 
 
 def test_float16_overflow_fails_loudly_and_stores_nothing(store: RolloutStore) -> None:

@@ -28,7 +28,7 @@ from mist_interp.probing.foresight import lead_time
 from mist_interp.probing.leaks import Spread, grouped
 from mist_interp.probing.logistic import Task, fit_logistic, moments
 from mist_interp.probing.readout import fit_readout
-from mist_interp.probing.report import PROBE
+from mist_interp.probing.report import PROBE, ProbeReport
 from mist_interp.probing.scores import Judged, auc_of_draws
 from mist_interp.probing.sweep import inner_auc
 
@@ -124,6 +124,26 @@ def test_shares_of_episodes_chosen_by_outcome_are_no_rates(make_store: MakeStore
         check_rates(store.episodes())
     report = cross_validate(Probe(SITE), store, draws=10, min_episodes=2)
     assert any("chosen by outcome" in flag for flag in report.flags)
+
+
+def test_only_a_choice_of_the_user_is_flagged(make_store: MakeStore) -> None:
+    store = outcome_store(make_store, tasks=3, inits=6, signal=3.0)
+    probe = Probe(SITE).fit(store.where(inits=range(3)))
+
+    def flags(report: ProbeReport) -> set[str]:
+        return {flag for flag in report.flags if "episodes were" in flag}
+
+    quick = {"draws": 10, "min_episodes": 2}
+    assert not flags(cross_validate(Probe(SITE), store, **quick))
+    assert not flags(cross_validate(Probe(SITE), store, "init_state", count=2, **quick))
+    assert not flags(probe.evaluate(store.where(inits=range(3, 6)), **quick))
+    judged = store.where(inits=range(3, 6))
+    (flag,) = flags(probe.evaluate(judged.only(judged.keys[1:]), **quick))
+    assert "picked one by one" in flag
+    (flag,) = flags(cross_validate(Probe(SITE), store.only(store.keys[1:]), **quick))
+    assert "picked one by one" in flag
+    (report,) = fit_layers(Probe(SITE), store.only(store.keys[1:]), [3], shuffles=0, **quick).reports
+    assert flags(report) == {flag}
 
 
 def test_a_search_never_separates_a_start_state(make_store: MakeStore) -> None:
