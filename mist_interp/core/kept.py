@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors.torch import load as load_tensors
@@ -25,6 +26,7 @@ def keep(
     name: str,
     facts: Mapping[str, Any],
     tensors: Mapping[str, Tensor] | None = None,
+    others: Mapping[str, bytes | None] = MappingProxyType({}),
 ) -> None:
     """Write an object; an older one of this name is replaced.
 
@@ -33,6 +35,7 @@ def keep(
         name: of the files.
         facts: plain values.
         tensors: its numbers; None for an object that has none beside its facts.
+        others: file name -> content of what else belongs to it; None removes that of an older object.
 
     Raises:
         ValueError: a fact is NaN or infinite, which JSON cannot say; nothing is written.
@@ -41,6 +44,11 @@ def keep(
     named = None if tensors is None else sorted(tensors)
     text = json.dumps({"format": FORMAT, **facts, "tensors": named}, indent=2, allow_nan=False) + "\n"
     path.unlink(missing_ok=True)
+    for other, data in others.items():
+        if data is None:
+            path.with_name(other).unlink(missing_ok=True)
+        else:
+            write_atomic(path.with_name(other), data)
     if tensors is None:
         path.with_suffix(".safetensors").unlink(missing_ok=True)
     else:

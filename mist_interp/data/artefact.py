@@ -33,8 +33,11 @@ class OnHub:
     hub_files: ClassVar[tuple[str, ...]]
     """What `save` writes."""
 
+    hub_files_more: ClassVar[tuple[str, ...]] = ()
+    """What it writes beside them for some objects."""
+
     def save(self, folder: str | Path) -> None:
-        """Write `hub_files` into a folder."""
+        """Write `hub_files` into a folder, and which of `hub_files_more` it needs."""
         raise NotImplementedError
 
     @classmethod
@@ -102,7 +105,7 @@ class OnHub:
         name = str(source)
         if not is_repository_name(name):
             raise FileNotFoundError(f"{name!r} is neither a folder nor a repository name like 'user/name'")
-        folder = Repository(name, "model", revision or MAIN, token).download(only=cls.hub_files)
+        folder = Repository(name, "model", revision or MAIN, token).download(only=(*cls.hub_files, *cls.hub_files_more))
         missing = [file for file in cls.hub_files if not (folder / file).is_file()]
         if missing:
             raise HubError(f"{name} holds no {cls.__name__}: {', '.join(missing)} is missing")
@@ -111,12 +114,14 @@ class OnHub:
     def _push(self, folder: Path, repository: Repository, message: str, on_progress: OnProgress) -> None:
         head = repository.head()
         there = repository.files(head)
-        refuse_foreign(there, self.hub_files, repository.name)
+        refuse_foreign(there, (*self.hub_files, *self.hub_files_more), repository.name)
         existing = (repository.download(head, [CARD]) / CARD).read_text() if CARD in there else ""
         card = artefact_card(repository.name, type(self).__name__, repr(self), self.hub_facts(), existing)
         (folder / CARD).write_text(card)
-        files = {name: folder / name for name in (*self.hub_files, CARD)}
+        more = [name for name in self.hub_files_more if (folder / name).is_file()]
+        gone = [name for name in self.hub_files_more if name in there and name not in more]
+        files = {name: folder / name for name in (*self.hub_files, *more, CARD)}
         files = {name: path for name, path in files.items() if name not in there or not there[name].equals(path)}
         on_progress(Upload("upload", 0, len(files)))
-        repository.upload(files, head, message)
+        repository.upload(files, head, message, gone=gone)
         on_progress(Upload("done", len(files), len(files)))

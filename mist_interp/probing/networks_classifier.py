@@ -18,6 +18,7 @@ from mist_interp.data.records import Array
 from mist_interp.probing.networks import MLP
 from mist_interp.probing.networks_fit import fit_network
 from mist_interp.probing.networks_fitted import Recipe, Training, probabilities
+from mist_interp.probing.predictor_files import network_arrays, network_from_arrays, recipe_config, recipe_from_config
 
 
 class NetworkClassifier(ClassifierMixin, BaseEstimator):
@@ -124,6 +125,22 @@ class NetworkClassifier(ClassifierMixin, BaseEstimator):
         scores = self.decision_function(X)
         chosen: np.ndarray = self.classes_[(scores > 0).astype(int)]
         return chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Plain values and arrays; the network itself can be neither stored nor compared."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        if "network_" in state:
+            network = state["network_"]
+            kept = {"flags": network.flags, "facts": network.facts}
+            state["network_"] = recipe_config(network.recipe), network_arrays(network, "network"), kept
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if "network_" in state:
+            recipe, arrays, kept = state["network_"]
+            state["network_"] = network_from_arrays(arrays, "network", recipe_from_config(recipe), kept)
+        super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -28,7 +28,7 @@ from mist_interp.data.records import Array
 from mist_interp.data.store import RolloutStore
 from mist_interp.probing.dataset import ProbeData
 from mist_interp.probing.evaluation import judge
-from mist_interp.probing.files import load_probe, save_probe
+from mist_interp.probing.files import ESTIMATORS, load_probe, save_probe
 from mist_interp.probing.leaks import Spread
 from mist_interp.probing.readout import Estimator, Readout
 from mist_interp.probing.report import MIN_EPISODES, PROBE, ProbeReport
@@ -63,6 +63,7 @@ class Probe(OnHub):
     """
 
     hub_files: ClassVar[tuple[str, ...]] = ("probe.json", "probe.safetensors")
+    hub_files_more: ClassVar[tuple[str, ...]] = (ESTIMATORS,)
 
     def __init__(
         self,
@@ -190,8 +191,12 @@ class Probe(OnHub):
     def save(self, folder: str | Path) -> None:
         """Write `probe.safetensors` and `probe.json`: the probe and its controls, no pickle.
 
+        Classifiers that are not plainly linear go into `probe.skops` (see `estimator_files.py`): those of scikit-learn,
+        also in pipelines and searches, and `NetworkClassifier`.
+
         Raises:
-            UnknownName: a classifier or target that cannot be stored.
+            UnknownName: a target that cannot be stored.
+            ValueError: a classifier that cannot be stored, such as one of your own; the message names what in it.
         """
         save_probe(self, Path(folder))
 
@@ -201,7 +206,7 @@ class Probe(OnHub):
 
         Raises:
             FileNotFoundError: there is no probe in this folder.
-            ValueError: a format that this version does not know.
+            ValueError: a format that this version does not know, or a file that holds types that are not trusted.
         """
         return load_probe(cls, Path(folder))
 

@@ -2,7 +2,8 @@
 
 Standardise each feature with the statistics of the training rows, then one scikit-learn classifier per output.
 Standardisation is part of what is fitted, so it never sees a row that is judged later. Linear classifiers are stored
-as arrays and plain settings, never as pickles, which would run code on loading.
+as arrays and plain settings, others by name and content (`estimator_files.py`), none as a pickle, which would run code
+on loading.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mist_interp.probing.logistic import Task, fit_logistic, is_plain, moments
 # scikit-learn ships no types; anything with fit and decision_function or predict_proba.
 Estimator: TypeAlias = Any
 
-# What can be stored: classifiers whose whole learnt state is coef_, intercept_ and classes_.
+# Classifiers whose whole learnt state is coef_, intercept_ and classes_.
 LINEAR: Mapping[str, type[Any]] = {kind.__name__: kind for kind in (LogisticRegression, SGDClassifier, LinearSVC)}
 
 # Elements of a block of standardised rows.
@@ -158,26 +159,25 @@ def _fit_one(
 
 
 def readout_arrays(readout: Readout, prefix: str) -> dict[str, Array]:
-    """Arrays of a linear read-out for a safetensors file, names beginning with `prefix`.
-
-    Raises:
-        UnknownName: an estimator that cannot be stored.
-    """
+    """Arrays of a read-out for a safetensors file, names beginning with `prefix`; weights if it is linear."""
     arrays = {f"{prefix}.mean": readout.mean, f"{prefix}.scale": readout.scale}
     for place, estimator in enumerate(readout.estimators):
-        if estimator is None:
+        if not is_linear(estimator):
             continue
-        if type(estimator) is not LINEAR.get(type(estimator).__name__):
-            raise UnknownName("estimator that can be stored", type(estimator).__name__, LINEAR)
         arrays[f"{prefix}.{place}.coef"] = np.asarray(estimator.coef_, dtype=np.float64)
         arrays[f"{prefix}.{place}.intercept"] = np.asarray(estimator.intercept_, dtype=np.float64).reshape(-1)
     return arrays
 
 
-def readout_from_arrays(
+def readout_from_arrays(arrays: Mapping[str, Array], prefix: str, fitted: Sequence[Any]) -> Readout:
+    """The read-out of classifiers and of what `readout_arrays` says of the rows."""
+    return Readout(arrays[f"{prefix}.mean"], arrays[f"{prefix}.scale"], tuple(fitted))
+
+
+def linear_from_arrays(
     arrays: Mapping[str, Array], prefix: str, estimator: Estimator, outputs: Sequence[str]
-) -> Readout:
-    """Inverse of `readout_arrays`; `estimator` is the unfitted template."""
+) -> list[Any]:
+    """The linear classifiers of `readout_arrays`, per output; `estimator` is the unfitted template."""
     fitted: list[Any] = []
     for place in range(len(outputs)):
         if f"{prefix}.{place}.coef" not in arrays:
@@ -188,19 +188,21 @@ def readout_from_arrays(
         one.n_features_in_ = one.coef_.shape[1]
         one.classes_ = np.array([0.0, 1.0])
         fitted.append(one)
-    return Readout(arrays[f"{prefix}.mean"], arrays[f"{prefix}.scale"], tuple(fitted))
+    return fitted
+
+
+def is_linear(estimator: Any) -> bool:
+    """Whether it is one of `LINEAR`, which are stored as arrays."""
+    return type(estimator) is LINEAR.get(type(estimator).__name__)
 
 
 def estimator_config(estimator: Estimator) -> dict[str, Any]:
-    """Name and settings of a classifier that can be stored.
+    """Name and settings of a linear classifier.
 
     Raises:
-        UnknownName: another one.
         ValueError: a setting that is not a plain value.
     """
     name = type(estimator).__name__
-    if type(estimator) is not LINEAR.get(name):
-        raise UnknownName("estimator that can be stored", name, LINEAR)
     settings = estimator.get_params()
     for key, value in settings.items():
         if not isinstance(value, str | int | float | bool | dict | None):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from local_hub import LocalHub
 from published_rollouts import SITE, episode, make_store
+from sklearn.ensemble import RandomForestClassifier
 
 from mist_interp import Deviation, Probe, SteeringDirection
 from mist_interp.cli import main
@@ -49,6 +50,21 @@ def test_a_probe_scores_as_before_and_knows_its_training(hub: LocalHub, store: R
     assert again.trained_on_ == probe.trained_on_ and again.source_ == probe.source_
     with pytest.raises(ValueError, match="start state"):
         again.evaluate(store)  # it still refuses its own training episodes
+
+
+def test_a_probe_that_is_not_linear_comes_back_and_a_linear_one_replaces_it(hub: LocalHub, store: RolloutStore) -> None:
+    forest = Probe(SITE, estimator=RandomForestClassifier(3)).fit(store)
+    forest.push_to_hub(NAME)
+    first = hub.repos["model", NAME].branches["main"]
+    assert "probe.skops" in hub.files(NAME, "model")
+    again = Probe.from_pretrained(NAME)
+    np.testing.assert_array_equal(again.decision_function(store), forest.decision_function(store))
+    linear = Probe(SITE).fit(store)
+    linear.push_to_hub(NAME)
+    assert set(hub.files(NAME, "model")) - {".gitattributes"} == {"README.md", "probe.json", "probe.safetensors"}
+    np.testing.assert_array_equal(Probe.from_pretrained(NAME).decision_function(store), linear.decision_function(store))
+    again = Probe.from_pretrained(NAME, revision=first)
+    np.testing.assert_array_equal(again.decision_function(store), forest.decision_function(store))
 
 
 def test_an_unfitted_probe_is_not_published(hub: LocalHub) -> None:
