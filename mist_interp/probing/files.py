@@ -85,7 +85,6 @@ def _estimators(folder: Path, outputs: int) -> tuple[Estimator, Mapping[str, lis
         raise FileNotFoundError(f"no probe in {folder}: {ESTIMATORS} is missing")
     content = load_estimators(path.read_bytes(), f"{path} is refused")
     estimator, fitted = content.get("estimator"), content.get("fitted")
-    whole = isinstance(fitted, dict) and all(len(fitted.get(fit, ())) == outputs for fit in FITS)
-    if estimator is None or not whole:
+    if estimator is None or not isinstance(fitted, dict) or any(len(fitted.get(fit, ())) != outputs for fit in FITS):
         raise ValueError(f"{path} is refused: it does not hold a classifier per output of the probe and its controls")
     return estimator, fitted
