@@ -112,7 +112,9 @@ def ways(vla: HookedVLA, inputs: PolicyInputs) -> dict[str, Callable[[], Any]]:
         "gate, shut": answered(shut, middle),
         "gate, safe-stop": answered(open_, SafeStop()),
         "gate, mist behind the last block": answered(open_, last),
+        "gate, mist behind the last block, holding nothing": answered(open_, Mist(("resid_post", -1), hold=False)),
         "gate, mist one block earlier": answered(open_, middle),
+        "gate, mist one block earlier, holding nothing": answered(open_, Mist(("resid_post", -2), hold=False)),
         "gate, mist one block earlier, first 4 steps": answered(open_, Mist(("resid_post", -2), steps=(0, 1, 2, 3))),
         "gate, mist one block earlier, 3 rounds": answered(open_, Mist(("resid_post", -2), rounds=3, stride=0.5)),
     }
