@@ -30,6 +30,12 @@ FILMS = (
     "upright and side by side, as the policy saw them at query i (compressed, so not bit for bit)."
 )
 
+AUDITED = (
+    "\n\n### Audit\n\n`audit.jsonl` holds {} findings of a knockout audit: a line of JSON per query and event that "
+    "says without which dimensions of the actions a contact does not happen in the simulator. "
+    "`mist_interp.probing.Risk(audit=True)` takes them for labels where geometry disagrees."
+)
+
 MEANINGS = {
     "episode": "key of the episode",
     "suite": "LIBERO suite",
@@ -70,6 +76,7 @@ def rollout_card(
     schemas: Mapping[str, pa.Schema],
     existing: str = "",
     films: int = 0,
+    findings: int = 0,
 ) -> str:
     """The card of a rollout data set.
 
@@ -80,6 +87,7 @@ def rollout_card(
         schemas: `episodes` and `queries` -> columns.
         existing: the card that is there.
         films: how many episodes have one.
+        findings: how many lines the knockout audit of the episodes has.
     """
     configs = [{"config_name": kind, "data_files": f"{kind}/*.parquet"} for kind in ("episodes", "queries")]
     configs[0]["default"] = True  # type: ignore[assignment]
@@ -96,7 +104,8 @@ def rollout_card(
         "table, no row group cuts one, and `packs.json` says which lies where.\n\n"
         + "\n\n".join(f"### `{kind}`\n\n{_columns(schema)}" for kind, schema in schemas.items())
         + _activations(manifest)
-        + (FILMS.format(films) if films else ""),
+        + (FILMS.format(films) if films else "")
+        + (AUDITED.format(findings) if findings else ""),
         "## Settings\n\n```json\n" + json.dumps(dict(manifest.settings), indent=2, sort_keys=True) + "\n```",
         "## Versions\n\n" + _versions(episodes),
     ]

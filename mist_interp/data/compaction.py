@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from mist_interp.core.files import write_atomic
 from mist_interp.data.cards import rollout_card
+from mist_interp.data.findings import AUDIT, findings_text, read_findings
 from mist_interp.data.packs import INDEX, Pack, Packed, Packs, read_rows, single_keys, sorted_by_episode
 from mist_interp.data.store import RolloutStore
 
@@ -47,7 +48,7 @@ def compact(
     beside it as `.<name>.partial`).
 
     Args:
-        store: a store or its folder; a view (`where`, `only`) gives its episodes.
+        store: a store or its folder; a view (`where`, `only`) gives its episodes, and what an audit found in them.
         out: the new folder.
         pack_bytes: size at which a file is full; one episode is never cut.
         on_pack: is told how many packs of how many are written.
@@ -79,7 +80,10 @@ def compact(
     for name, film in store.videos().items():
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(film, staging / name)
-    card = rollout_card(out.name, store.manifest, store.episodes(), schemas(store))
+    findings = read_findings(store.audit_path, store.keys)
+    if findings:
+        write_atomic(staging / AUDIT, findings_text(findings))
+    card = rollout_card(out.name, store.manifest, store.episodes(), schemas(store), findings=len(findings))
     write_atomic(staging / "README.md", card)
     write_atomic(staging / INDEX, Packs(packs).to_json())
     write_atomic(staging / "manifest.json", store.manifest.to_json())

@@ -8,6 +8,8 @@ better than many small ones. A push
     refuses when the settings differ, or when an episode is there with other content (`replace=True` publishes ours:
     its pack is written anew; the history of the repository keeps theirs),
     removes packs that the index does not name: of replaced episodes, or of an interrupted push of other ones,
+    joins what a knockout audit found here and there (of the same event ours counts), and refuses when the two audits
+    asked with another horizon or force (`replace=True` publishes ours),
 
 and starts over from the first step when the Hub was busy or somebody else committed in between. Episodes are compared
 by the digests of their content, and a pack's name says what it holds. So the same call finishes an interrupted push and
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from pathlib import Path, PurePath
@@ -28,6 +30,7 @@ import pandas as pd
 from mist_interp.core.errors import listing
 from mist_interp.data.cards import rollout_card
 from mist_interp.data.compaction import PACK_BYTES, contents, plan_packs, schemas, write_pack
+from mist_interp.data.findings import AUDIT, Row, asked_otherwise, findings_text, read_findings, sorted_findings
 from mist_interp.data.packs import INDEX, PACK_NAME, Pack, Packed, Packs, single_keys
 from mist_interp.data.remote import (
     MAIN,
@@ -42,7 +45,7 @@ from mist_interp.data.remote import (
 from mist_interp.data.store import Manifest, RolloutStore, differences
 
 CARD, MANIFEST = "README.md", "manifest.json"
-TABLES = (MANIFEST, INDEX, CARD, "episodes/*", "queries/*", "activations/*")
+TABLES = (MANIFEST, INDEX, CARD, AUDIT, "episodes/*", "queries/*", "activations/*")
 
 
 def push_dataset(
@@ -60,13 +63,15 @@ def push_dataset(
     """Publish rollouts as a data set on the Hugging Face Hub; the same call finishes an interrupted one.
 
     Args:
-        folder: of a rollout store, or the store; a view (`where`, `only`) publishes its episodes.
+        folder: of a rollout store, or the store; a view (`where`, `only`) publishes its episodes, and what an audit found
+            in them.
         repo_id: `user/name`; made when it does not exist.
         private: visibility of a new repository; None is the default of the account. An existing repository must agree.
         token: None takes it from `HF_TOKEN` or `hf auth login`.
         revision: branch to publish to; made when it does not exist.
         message: title of the commits.
-        replace: publish our content of episodes that are there with other content.
+        replace: publish our content of episodes that are there with other content, and our audit of episodes that are
+            there with an audit of another horizon or force.
         videos: publish the films of the episodes as well.
         on_progress: is told where the push stands.
 
@@ -150,6 +155,7 @@ class _Published:
     files: Mapping[str, RemoteFile]
     manifest: Manifest | None
     packs: Packs
+    findings: Sequence[Row] = ()
 
     @property
     def next_number(self) -> int:
@@ -184,12 +190,14 @@ class _Push:
         )
         packs = Packs((*kept, *new))
         stores = [self.store, *self._theirs(there, moved.keys() - self.mine.keys())]
+        findings = self._common_findings(there, packs.homes.keys() - set(differing), replace)
         with tempfile.TemporaryDirectory() as scratch:
-            last = self._closing_files(Path(scratch), manifest, packs, there)
+            last = self._closing_files(Path(scratch), manifest, packs, findings, there)
             films = self.store.videos() if self.videos else {}
             films = {name: path for name, path in films.items() if _missing(name, path, there)}
             ours = tuple(pack for pack in kept if pack.episodes.keys() <= self.mine.keys())  # a lost file is sent again
-            self._upload((*ours, *new), stores, films | last, self._leftovers(packs, there), there)
+            gone = self._leftovers(packs, there) + ([AUDIT] if AUDIT in there.files and not findings else [])
+            self._upload((*ours, *new), stores, films | last, gone, there)
 
     def _look(self) -> _Published:
         head = self.repository.head()
@@ -201,8 +209,10 @@ class _Push:
                 f"{self.repository.name} holds rollouts in one file per episode, as they were published formerly. "
                 "Nothing was uploaded: push to another repository or revision"
             )
-        folder = self.repository.download(head, [MANIFEST, INDEX])
-        return _Published(head, files, Manifest.from_json((folder / MANIFEST).read_text()), Packs.read(folder))
+        folder = self.repository.download(head, [MANIFEST, INDEX, AUDIT])
+        manifest = Manifest.from_json((folder / MANIFEST).read_text())
+        findings = read_findings(folder / AUDIT) if AUDIT in files else []
+        return _Published(head, files, manifest, Packs.read(folder), findings)
 
     def _common_manifest(self, there: _Published) -> Manifest:
         """Ours, with the counts of all attempts. A task's attempts have one order, so more of them include fewer."""
@@ -231,6 +241,27 @@ class _Push:
                 "keeps theirs), or to another repository or revision"
             )
 
+    def _common_findings(self, there: _Published, same: Collection[str], replace: bool) -> list[Row]:
+        """What either audit found; of an event that both know ours counts.
+
+        Args:
+            there: what is published.
+            same: episodes that will be published with the content that `there` has, if it has them.
+            replace: ours counts where the audits asked differently.
+        """
+        ours = read_findings(self.store.audit_path, self.mine.keys())
+        theirs = [row for row in there.findings if row["episode"] in same]
+        differing = asked_otherwise(ours, theirs)
+        if differing and not replace:
+            raise HubError(
+                f"the knockout audits here and in {self.repository.name} were made with another horizon or force: "
+                f"{listing(differing)}. Nothing was uploaded: push with replace=True to publish yours (the history "
+                "keeps theirs), or to another repository or revision"
+            )
+        if differing:  # labels do not take a mixture
+            theirs = [row for row in theirs if row["episode"] not in self.mine]
+        return sorted_findings([*theirs, *ours])
+
     def _theirs(self, there: _Published, keys: Iterable[str], kinds: Iterable[str] | None = None) -> list[RolloutStore]:
         """The published episodes of these keys, fetched; of some tables only, if `kinds` are given."""
         keys = sorted(keys)
@@ -241,7 +272,9 @@ class _Push:
         folder = self.repository.download(there.head, wanted)
         return [RolloutStore(folder, self.store.manifest, tuple(keys), there.packs)]
 
-    def _closing_files(self, scratch: Path, manifest: Manifest, packs: Packs, there: _Published) -> dict[str, Path]:
+    def _closing_files(
+        self, scratch: Path, manifest: Manifest, packs: Packs, findings: Sequence[Row], there: _Published
+    ) -> dict[str, Path]:
         """What counts and names the packs, where it changes."""
         only_there = packs.homes.keys() - self.mine.keys()
         frames = [store.episodes() for store in (self.store, *self._theirs(there, only_there, ["episodes"]))]
@@ -251,8 +284,10 @@ class _Push:
         episodes = pd.concat(frames, ignore_index=True)
         films = {name for name in there.files if name.startswith("videos/")}
         films |= self.store.videos().keys() if self.videos else set()
-        card = rollout_card(self.repository.name, manifest, episodes, schemas(self.store), card, len(films))
-        texts = {MANIFEST: manifest.to_json(), CARD: card, INDEX: packs.to_json()}
+        name, columns = self.repository.name, schemas(self.store)
+        card = rollout_card(name, manifest, episodes, columns, card, len(films), len(findings))
+        audit = {AUDIT: findings_text(findings)} if findings else {}
+        texts = {MANIFEST: manifest.to_json(), CARD: card, **audit, INDEX: packs.to_json()}
         for name, text in texts.items():
             (scratch / name).write_text(text)
         return {name: scratch / name for name in texts if _missing(name, scratch / name, there)}

@@ -5,7 +5,7 @@
       queries/<episode>.parquet        one row per policy query
       activations/<group>/<episode>.parquet   one column per site, float16 (or float32)
       episodes/<episode>.parquet       one row; written last, so an episode exists exactly when this file does
-
+      audit.jsonl                      findings of a knockout audit of these episodes, where there was one
       videos/<task>/<episode>.mp4      what the policy saw, where that was asked for
 
 Every file is replaced atomically: a killed process loses at most the episode in flight, several processes may append
@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +32,10 @@ from jaxtyping import Float
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.files import write_atomic
 from mist_interp.core.names import Site, SiteKey
+from mist_interp.data.findings import AUDIT
 from mist_interp.data.packs import Packs, read_rows, single_keys
 from mist_interp.data.records import Array, EpisodeRecord, Unit
-from mist_interp.data.tables import DTYPES, activation_table, episode_table, query_table, read_episode
+from mist_interp.data.tables import DTYPES, activation_table, column_matrix, episode_table, query_table, read_episode
 
 SCHEMA_VERSION = 2
 # 1 lacks the geometry of contacts, the path of the hand, and releases; all else is the same.
@@ -396,6 +396,11 @@ class RolloutStore:
             activations |= {group.key(site): column_matrix(table[site]) for site in group.sites}
         return read_episode(one._read("episodes").to_pylist()[0], one._read("queries").to_pylist(), activations)
 
+    @property
+    def audit_path(self) -> Path:
+        """Where the findings of a knockout audit lie, if there was one (`data/findings.py`, `probing/audit.py`)."""
+        return self.folder / AUDIT
+
     def video(self, key: str) -> Path:
         """Where the film of an episode lies, if one was kept: frame i is what the policy saw at query i."""
         return self.folder / video_name(key)
@@ -426,13 +431,6 @@ def check_rates(episodes: pd.DataFrame) -> None:
     for selection, reason in NO_RATES.items():
         if selection in selections:
             raise ValueError(reason)
-
-
-def column_matrix(column: pa.ChunkedArray) -> Float[Array, "rows width"]:
-    """A column of fixed-length lists as one float32 matrix."""
-    width = column.type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
-    return np.concatenate(parts, dtype=np.float32)
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 
 from mist_interp.data.records import Array, ContactRecord, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
 
@@ -169,6 +170,13 @@ def activation_table(episode: EpisodeRecord, columns: Mapping[str, str], dtype: 
         values = stored_as(dtype, _stacked(episode.queries, name), what=f"{name} of episode {episode.key}")
         arrays[column] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     return pa.table(arrays)
+
+
+def column_matrix(column: pa.ChunkedArray) -> Float[Array, "rows width"]:
+    """A column of fixed-length lists as one float32 matrix."""
+    width = column.type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def stored_as(dtype: str, values: Array, what: str) -> Array:

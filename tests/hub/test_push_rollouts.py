@@ -16,9 +16,11 @@ from huggingface_hub import constants
 from local_hub import READ, WRITE, LocalHub
 from published_rollouts import SITE, content, episode, make_store
 
+from mist_interp.core.files import append_json_line
 from mist_interp.data import hub as pushing
 from mist_interp.data import load_rollouts, push_dataset
 from mist_interp.data.cards import MEANINGS
+from mist_interp.data.findings import AUDIT, read_findings
 from mist_interp.data.packs import Packs
 from mist_interp.data.remote import HubError, Repository, Upload
 from mist_interp.data.store import RolloutStore
@@ -183,6 +185,99 @@ def test_films_are_published_and_fetched_where_asked_for(hub: LocalHub, store: R
     assert hub.titles(NAME) == commits
     assert load_rollouts(NAME).videos() == {}
     assert load_rollouts(NAME, videos=True).video(store.keys[1]).read_bytes() == b"what the policy saw"
+
+
+# -- audits
+
+
+def audit(store: RolloutStore, *init_states: int, step: int = 8, **more: object) -> list[dict[str, object]]:
+    """Add findings to the audit of a store."""
+    rows: list[dict[str, object]] = [
+        {"episode": episode(init).key, "step": step, "event": step + 3, "asked": "0a", "shares": [0.1, None], **more}
+        for init in init_states
+    ]
+    for row in rows:
+        append_json_line(store.audit_path, row)
+    return rows
+
+
+def test_an_audit_goes_along(hub: LocalHub, store: RolloutStore) -> None:
+    push_dataset(store, NAME)
+    assert AUDIT not in hub.files(NAME) and "audit" not in hub.files(NAME)["README.md"].decode()
+    first, second = audit(store, 2, 0)
+    audit(store, 7)  # an episode that is not in the store
+    uploads = hub.count("PUT", "/blobs/")
+    push_dataset(store, NAME)
+    assert hub.count("PUT", "/blobs/") == uploads, "no table is sent again"
+    assert "holds 2 findings of a knockout audit" in hub.files(NAME)["README.md"].decode()
+    again = load_rollouts(NAME)
+    assert again.folder != store.folder and read_findings(again.audit_path) == [second, first]
+    commits = hub.titles(NAME)
+    for same in (store, again):
+        push_dataset(same, NAME)
+    assert hub.titles(NAME) == commits
+    (changed,) = audit(store, 2, shares=[0.9, 0.1])
+    push_dataset(store, NAME)
+    assert read_findings(load_rollouts(NAME).audit_path) == [second, changed], "a new push brings it up to date"
+
+
+def test_of_a_view_only_its_findings_go_along_and_those_that_are_there_stay(hub: LocalHub, store: RolloutStore) -> None:
+    zero, one, two = audit(store, 0, 1, 2)
+    push_dataset(store.only(store.keys[:1]), NAME)
+    assert read_findings(load_rollouts(NAME).audit_path) == [zero]
+    push_dataset(store.only(store.keys[1:2]), NAME)
+    assert read_findings(load_rollouts(NAME).audit_path) == [zero, one]
+    push_dataset(store, NAME)
+    assert read_findings(load_rollouts(NAME).audit_path) == [zero, one, two]
+
+
+def test_two_machines_share_an_audit(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    """Also of one episode; and a store that was not audited takes nothing away."""
+    (mine,) = audit(store, 2)
+    push_dataset(store, NAME)
+    other = make_store(tmp_path / "there", 2, 3)
+    push_dataset(other, NAME)
+    assert read_findings(load_rollouts(NAME).audit_path) == [mine]
+    (later,), (third,) = audit(other, 2, step=16), audit(other, 3)
+    push_dataset(other, NAME)
+    assert read_findings(load_rollouts(NAME).audit_path) == [mine, later, third]
+    assert "holds 3 findings" in hub.files(NAME)["README.md"].decode()
+
+
+def test_audits_that_asked_differently_are_not_mixed(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    audit(store, 1, 2)
+    push_dataset(store, NAME)
+    before = hub.files(NAME)
+    other = make_store(tmp_path / "there", 2, 3)
+    rows = audit(other, 2, asked="1b")
+    with pytest.raises(
+        HubError, match=rf"another horizon or force: '{episode(2).key}'\. Nothing was uploaded.*replace"
+    ):
+        push_dataset(other, NAME)
+    assert hub.files(NAME) == before
+    push_dataset(other, NAME, replace=True)
+    assert read_findings(load_rollouts(NAME).audit_path)[1:] == rows
+
+
+def test_findings_on_an_episode_that_is_replaced_go_with_it(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:
+    audit(store, 2)
+    push_dataset(store, NAME)
+    other = make_store(tmp_path / "there", 2, seed=1)
+    push_dataset(other, NAME, replace=True)
+    assert AUDIT not in hub.files(NAME) and not load_rollouts(NAME).audit_path.exists()
+    assert "audit" not in hub.files(NAME)["README.md"].decode()
+
+
+def test_a_push_that_was_cut_before_the_audit_is_completed(hub: LocalHub, store: RolloutStore) -> None:
+    rows = audit(store, 0, 1)
+    hub.before_commit = lambda: hub.failures.update({("POST", "/commit/"): 99})  # the pack is in, then no more
+    with pytest.raises(HubError, match="503"):
+        push_dataset(store, NAME)
+    hub.failures.clear()
+    files = hub.files(NAME)
+    assert AUDIT not in files and any(name.startswith("episodes/") for name in files)
+    push_dataset(store, NAME)
+    assert read_findings(load_rollouts(NAME).audit_path) == rows
 
 
 # -- tokens

@@ -19,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mist_interp.cli import main
+from mist_interp.core.files import append_json_line
 from mist_interp.data import compaction
 from mist_interp.data.compaction import compact, contents, plan_packs
+from mist_interp.data.findings import read_findings
 from mist_interp.data.hub import load_rollouts
 from mist_interp.data.packs import Packed, Packs, read_rows
 from mist_interp.data.store import RolloutStore, video_name
@@ -183,6 +185,24 @@ def test_films_come_along(store: RolloutStore, tmp_path: Path) -> None:
     packed = compact(store, tmp_path / "packed")
     assert packed.videos() == {video_name(store.keys[2]): packed.video(store.keys[2])}
     assert [path.read_bytes() for path in packed.folder.rglob("*.mp4")] == [b"film"]
+
+
+def finding(key: str, step: int = 8, event: int = 12, asked: str = "0a") -> dict[str, object]:
+    return {"episode": key, "step": step, "event": event, "asked": asked, "shares": [0.1, None]}
+
+
+def test_an_audit_comes_along(store: RolloutStore, tmp_path: Path) -> None:
+    assert not compact(store, tmp_path / "without").audit_path.exists()
+    first, second, third = (finding(key) for key in store.keys[:3])
+    for row in (third, first, {**second, "asked": "old"}, second):
+        append_json_line(store.audit_path, row)
+    packed = compact(store, tmp_path / "packed")
+    assert read_findings(packed.audit_path) == [first, second, third]
+    assert "holds 3 findings of a knockout audit" in (packed.folder / "README.md").read_text()
+    some = compact(packed.only(store.keys[1:2]), tmp_path / "some")
+    assert read_findings(some.audit_path) == [second], "of a view, only those of its episodes"
+    none = compact(packed.only(store.keys[3:]), tmp_path / "none")
+    assert not none.audit_path.exists() and "audit" not in (none.folder / "README.md").read_text()
 
 
 def test_the_command(store: RolloutStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
