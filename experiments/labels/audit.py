@@ -35,7 +35,7 @@ class Settings:
     """Recorded rollouts, of the present layout."""
 
     out: Path = Path("results/labels")
-    """Folder for the findings, the table and the figure."""
+    """Folder for the tables and the figure."""
 
     episodes: int = 8
     """Audit at most this many episodes with events, spread over the store."""
@@ -57,8 +57,7 @@ def main(settings: Settings) -> None:
     """Audit, resumably, and show what was found."""
     risk = Risk(horizon=settings.horizon, force=settings.force)
     store = RolloutStore.open(settings.rollouts)
-    path = settings.out / "audit.jsonl"
-    known = {finding.key for finding in Audit.read(path).findings} if path.is_file() else set()
+    known = Audit.of(store) if store.audit_path.is_file() else Audit(())
     chosen = with_events(store, settings)
     index, count = (int(part) for part in settings.shard.split("/"))
     with Environments() as environments:
@@ -66,11 +65,11 @@ def main(settings: Settings) -> None:
             start, found = time.perf_counter(), 0
             episode, subsets = store.episode(chosen[place]), place < settings.subsets
             for finding in audit_episode(environments.of(episode), episode, risk, subsets=subsets, skip=known):
-                append_finding(path, finding)
+                append_finding(store, finding)
                 found += 1
             print(f"{episode.key}: {found} findings, {time.perf_counter() - start:.0f} s", flush=True)
-    if path.is_file():
-        show(Audit.read(path), settings.out)
+    if store.audit_path.is_file():
+        show(Audit.of(store), settings.out)
 
 
 def with_events(store: RolloutStore, settings: Settings) -> list[str]:
@@ -83,13 +82,14 @@ def with_events(store: RolloutStore, settings: Settings) -> list[str]:
 
 def show(audit: Audit, out: Path) -> None:
     """Print and store the kappa table; draw it beside the mean Shapley values."""
+    out.mkdir(parents=True, exist_ok=True)
     table = audit.table()
     table.to_csv(out / "kappa.csv", index=False)
     lost = sum(not finding.reproduced for finding in audit.findings)
     print(f"\n{len(audit.findings)} pairs of query and event, {lost} of them not reproduced and left out\n")
     print(table.round(2).to_string(index=False))
     weak = [name for name, weak in zip(ACTION_NAMES, audit.replaced(), strict=True) if weak]
-    said = f"kappa below {TRUSTED_KAPPA}: {', '.join(weak)}; there Risk(audit=...) takes the knockout's label"
+    said = f"kappa below {TRUSTED_KAPPA}: {', '.join(weak)}; there Risk(audit=True) takes the knockout's label"
     print(f"\n{said if weak else f'no dimension has a kappa below {TRUSTED_KAPPA}'}")
     played = [finding for finding in audit.findings if finding.shapley is not None]
     if played:

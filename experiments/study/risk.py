@@ -6,7 +6,7 @@ each beside what the clock, the action, proprioception and the task alone allow.
 rate of false alarms comes, and whether the probabilities mean what they say. Failure of the episode, the target of
 SAFE's detectors, has a table of its own. Only dimensions with at least 20 positive episodes are asked.
 
-    python experiments/study/risk.py --rollouts runs/study/mini --audit results/study/audit.jsonl
+    python experiments/study/risk.py --rollouts runs/study/mini --audit
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Settings:
     rollouts: Path = Path("runs/study/mini")
     """Recorded rollouts."""
 
-    audit: Path | None = None
-    """Findings of the knockout audit; where they disagree with geometry, theirs are the labels."""
+    audit: bool = False
+    """Where the knockout audit of the rollouts disagrees with geometry, its labels count."""
 
     out: Path = Path("results/study")
     """Folder for tables and figures."""
@@ -70,7 +70,7 @@ def main(settings: Settings) -> None:
     if settings.inits is not None:
         inits = store.episodes(["init_state"])["init_state"].unique()
         store = store.where(inits=inits[inits < settings.inits])
-    risk = Risk(audit=None if settings.audit is None else str(settings.audit), dimensions=asked(store, settings))
+    risk = Risk(audit=settings.audit, dimensions=asked(store, settings))
     sweep = fit_layers(
         Probe(("resid_post", 0), target=risk),
         store,
@@ -111,7 +111,7 @@ def main(settings: Settings) -> None:
 
 def asked(store: RolloutStore, settings: Settings) -> tuple[str, ...]:
     """Dimensions with enough positive episodes; prints how many each has, with either kind of label."""
-    kinds = {"geometry": None} | ({} if settings.audit is None else {"with the audit": str(settings.audit)})
+    kinds = {"geometry": False} | ({"with the audit": True} if settings.audit else {})
     counts: dict[str, dict[str, int]] = {}
     for kind, audit in kinds.items():
         labels = Risk(audit=audit).labels(store)

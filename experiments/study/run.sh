@@ -3,7 +3,7 @@
 #   bash experiments/study/run.sh                 all stages, in this order
 #   bash experiments/study/run.sh risk            only these: collect base audit actions failures risk policies transfer report
 #
-#   RUN=runs/study          folder of the rollouts
+#   RUN=runs/study          folder of the rollouts, and of what their audit finds
 #   OUT=results/study       folder of tables and figures
 #   PROCESSES=2             processes of each stage
 #   INITS=0-24              start states of mini's rollouts; the others stay free for the evaluation of interventions
@@ -35,7 +35,7 @@ actions() { "$VENV_PYTHON" experiments/study/actions.py --rollouts "$RUN/mini" -
 
 failures() { "$VENV_PYTHON" experiments/study/failures.py --rollouts "$RUN/mini" --out "$OUT"; }
 
-risk() { "$VENV_PYTHON" experiments/study/risk.py --rollouts "$RUN/mini" --audit "$OUT/audit.jsonl" --out "$OUT"; }
+risk() { "$VENV_PYTHON" experiments/study/risk.py --rollouts "$RUN/mini" --audit --out "$OUT"; }
 
 policies() { "$VENV_PYTHON" experiments/study/policies.py --rollouts "$RUN/mini" "$RUN/mini-base" --out "$OUT"; }
 

@@ -57,8 +57,8 @@ class Command:
     force: float = 1.0
     """An event counts from this peak force (N) on."""
 
-    audit: Path | None = None
-    """File of a knockout audit; where it disagrees with geometry, its labels are taken."""
+    audit: bool = False
+    """Where the rollouts' knockout audit (experiments/labels/audit.py) disagrees with geometry, its labels count."""
 
     upgrade: Path | None = None
     """Replay rollouts of an older layout in the simulator and store them there, with what labels need."""
@@ -78,8 +78,7 @@ class Command:
         """The labels that these options ask for."""
         from mist_interp.probing.risk import Risk
 
-        audit = None if self.audit is None else str(self.audit)
-        return Risk(horizon=self.horizon, force=self.force, contrast=self.contrast, audit=audit)
+        return Risk(horizon=self.horizon, force=self.force, contrast=self.contrast, audit=self.audit)
 
     def _explain(self, store: RolloutStore, beginning: str, query: int) -> int:
         from mist_interp.probing.explanation import explain

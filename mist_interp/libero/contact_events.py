@@ -8,9 +8,11 @@ threshold follow exactly from the same samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
+Sample = TypeVar("Sample")
 Vector = tuple[float, float, float]
 Gain = tuple[float, ...]  # m per unit of dx, dy, dz, droll, dpitch, dyaw
 
@@ -110,15 +112,16 @@ def group_events(samples: Iterable[ContactSample], threshold: float) -> list[Con
     events = [
         _event(run, pair_samples)
         for pair_samples in by_pair.values()
-        for run in _runs([sample for sample in pair_samples if sample.peak_force >= threshold])
+        for run in merged([s for s in pair_samples if s.peak_force >= threshold], lambda sample: sample.step)
     ]
     return sorted(events, key=lambda event: (event.start_step, event.body_robot, event.body_other))
 
 
-def _runs(samples: list[ContactSample]) -> list[list[ContactSample]]:
-    runs: list[list[ContactSample]] = []
+def merged(samples: Iterable[Sample], step: Callable[[Sample], int]) -> list[list[Sample]]:
+    """Samples of one pair, by their control step, cut where the pair is apart for more than `MERGED_BREAK` of them."""
+    runs: list[list[Sample]] = []
     for sample in samples:
-        if runs and sample.step - runs[-1][-1].step - 1 <= MERGED_BREAK:
+        if runs and step(sample) - step(runs[-1][-1]) - 1 <= MERGED_BREAK:
             runs[-1].append(sample)
         else:
             runs.append([sample])

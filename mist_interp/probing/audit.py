@@ -9,16 +9,18 @@ They answer different questions: a hand that is driven into a wall by dx and dy 
 necessary), and a step to the side that only brought the hand in front of an obstacle is necessary without having closed
 the gap. With all 128 subsets of dimensions the exact Shapley values divide the event fairly.
 
-An audit is a file of JSON lines, one per query and event.
+An audit is a file of JSON lines, one per query and event, in the folder of the rollouts that it audits
+(`RolloutStore.audit_path`); it is published, compacted and fetched with them. Every finding carries a hash of what was
+run again, so that an audit of other episodes, or one with another window or force, is not taken for this one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,10 @@ from jaxtyping import Bool, Float
 from sklearn.metrics import cohen_kappa_score
 
 from mist_interp.core.actions import ACTION_NAMES
-from mist_interp.core.files import append_json_line, read_json_lines
+from mist_interp.core.files import append_json_line
+from mist_interp.data.findings import AUDIT, read_findings
 from mist_interp.data.records import Array
+from mist_interp.data.store import RolloutStore
 
 TRUSTED_KAPPA = 0.4
 DIMENSIONS = len(ACTION_NAMES)
@@ -48,6 +52,7 @@ class Finding:
         geometric: (7,) 1 to blame by geometry, 0 not, None unattributed.
         shares: (6,) rho_d; None unattributed.
         reproduced: whether the event happens again when nothing is changed.
+        asked: what was run again, see `asked`.
         necessary: (7,) whether it disappears without the dimension; None if it was not reproduced.
         shapley: (7,) exact Shapley values of the event's happening; None if the subsets were not run.
     """
@@ -60,6 +65,7 @@ class Finding:
     geometric: tuple[float | None, ...]
     shares: tuple[float | None, ...]
     reproduced: bool
+    asked: str
     necessary: tuple[bool, ...] | None = None
     shapley: tuple[float, ...] | None = None
 
@@ -98,16 +104,20 @@ class Audit:
     findings: tuple[Finding, ...]
 
     @classmethod
-    def read(cls, path: str | Path) -> Audit:
-        """Read the file of an audit; a line cut short by a crash is left out.
+    def of(cls, store: RolloutStore) -> Audit:
+        """The audit of a store, the whole of it if the store is a view of some episodes.
+
+        A line cut short by a crash is left out; of several findings on one event the last one counts.
 
         Raises:
             FileNotFoundError: there is none.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no knockout audit in {path}; experiments/labels/audit.py makes one")
-        return cls(tuple(_finding(row) for row in read_json_lines(path)))
+        if not store.audit_path.is_file():
+            raise FileNotFoundError(
+                f"the rollouts in {store.folder} have no knockout audit ({AUDIT}); "
+                f"experiments/labels/audit.py --rollouts {store.folder} makes one"
+            )
+        return cls(tuple(_finding(row) for row in read_findings(store.audit_path)))
 
     def kappas(self) -> Float[Array, "7"]:
         """Kappa of each dimension.
@@ -127,20 +137,43 @@ class Audit:
         with np.errstate(invalid="ignore"):
             return self.kappas() < TRUSTED_KAPPA
 
-    def opinion(self, episode: str, step: int) -> Opinion:
-        """What the audit says of the query at a control step of an episode."""
-        return Opinion(self._replaced, self._necessary.get((episode, step), {}))
+    def opinion(self, episode: str, step: int, asked: str) -> Opinion:
+        """What the audit says of the query at a control step of an episode.
+
+        Args:
+            episode: key.
+            step: control step of the query.
+            asked: what the labels ask, see `asked`.
+
+        Raises:
+            ValueError: the audit asked something else.
+        """
+        found = self._of_query.get((episode, step), ())
+        if any(each.asked != asked for each in found):
+            raise ValueError(
+                f"the audit is of other episodes, or was made with another horizon or force: at control step {step} of "
+                f"{episode} other actions were run again than the labels are about. Ask for labels with the horizon "
+                f"and force of the audit, or move {AUDIT} away and run experiments/labels/audit.py again"
+            )
+        judged = [each for each in found if each.necessary is not None]
+        return Opinion(self._replaced, {each.event: np.array(each.necessary, dtype=np.float64) for each in judged})
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
 
     @cached_property
     def _replaced(self) -> Bool[np.ndarray, "7"]:
         return self.replaced()
 
     @cached_property
-    def _necessary(self) -> dict[tuple[str, int], dict[int, Array]]:
-        index: dict[tuple[str, int], dict[int, Array]] = {}
+    def _keys(self) -> frozenset[tuple[str, int, int]]:
+        return frozenset(each.key for each in self.findings)
+
+    @cached_property
+    def _of_query(self) -> dict[tuple[str, int], list[Finding]]:
+        index: dict[tuple[str, int], list[Finding]] = {}
         for each in self.findings:
-            if each.necessary is not None:
-                index.setdefault((each.episode, each.step), {})[each.event] = np.array(each.necessary, dtype=np.float64)
+            index.setdefault((each.episode, each.step), []).append(each)
         return index
 
     def table(self) -> pd.DataFrame:
@@ -172,9 +205,25 @@ class Audit:
         return [pair[0] for pair in judged], [pair[1] for pair in judged]
 
 
-def append_finding(path: str | Path, finding: Finding) -> None:
-    """Add one finding to the file of an audit."""
-    append_json_line(Path(path), asdict(finding))
+def append_finding(store: RolloutStore, finding: Finding) -> None:
+    """Add one finding to the audit of a store; several processes may do so."""
+    append_json_line(store.audit_path, asdict(finding))
+
+
+def asked(actions: Float[Array, "steps 7"], force: float) -> str:
+    """A hash of what an audit runs again, and of what labels are about.
+
+    Args:
+        actions: executed from the query to the end of its window (or of the episode).
+        force: least peak force of an event, N.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    content = np.ascontiguousarray(actions, dtype="<f8")
+    digest = hashlib.sha256(f"{float(force)!r} {content.shape}".encode())
+    digest.update(content.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def shapley(happens: Sequence[bool] | Float[Array, " subsets"]) -> Float[Array, " dims"]:

@@ -116,7 +116,8 @@ def explain(store: RolloutStore, episode: str, query: int, risk: Risk | None = N
 
     Raises:
         UnknownName: there is no such episode or query.
-        ValueError: the record lacks the path of the hand.
+        ValueError: the record lacks the path of the hand, or the store's audit asked something else.
+        FileNotFoundError: the labels of an audit are to count, and the store has none.
     """
     risk = risk or Risk()
     record = store.episode(episode)
@@ -124,6 +125,6 @@ def explain(store: RolloutStore, episode: str, query: int, risk: Risk | None = N
         raise UnknownName(f"query of {episode}", str(query), [str(each.index) for each in record.queries])
     course, asked = Course.of(record), record.queries[query]
     end = asked.step + len(asked.chunk) + risk.horizon
-    opinion = None if risk.audit is None else Audit.read(risk.audit).opinion(episode, asked.step)
+    opinion = risk.opinion(Audit.of(store), episode, course, asked.step, end) if risk.audit else None
     verdict = risk.judge(course, asked.step, end, record.steps, opinion)
     return Explanation(record, course, query, asked.step, end, verdict, risk)

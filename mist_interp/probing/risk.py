@@ -31,7 +31,7 @@ from mist_interp.data.records import Array, ContactRecord, ReleaseRecord
 from mist_interp.data.store import RolloutStore
 from mist_interp.data.tables import read_contact
 from mist_interp.probing.attribution import GRIPPER, Blame, Course, Rule, blame
-from mist_interp.probing.audit import Audit, Opinion
+from mist_interp.probing.audit import Audit, Opinion, asked
 from mist_interp.probing.labels import ATTRIBUTION, DETECTION, Labels
 
 # A contact is over when this many control steps have passed without it.
@@ -89,8 +89,9 @@ class Risk:
         force: an event counts from this peak force (N) on.
         finger_speed: a finger that closes the gap faster than this (m/s) by its own joint is to blame.
         contrast: `detection` (to blame against no event) or `attribution` (to blame against not, among events).
-        audit: file of a knockout audit (`audit.py`); dimensions whose geometric labels agree with it by less than kappa
-            0.4 take the knockout's. None: geometry throughout.
+        audit: where geometry agrees with the store's knockout audit (`audit.py`) by less than kappa 0.4, the audit's
+            labels count. Kappa is that of all findings in the store's folder, also if the store is a view of some
+            episodes.
         dimensions: outputs; a policy that never collides along a dimension has no positive to learn it from.
     """
 
@@ -100,7 +101,7 @@ class Risk:
     force: float = Rule.force
     finger_speed: float = Rule.finger_speed
     contrast: str = "detection"
-    audit: str | None = None
+    audit: bool = False
     dimensions: tuple[str, ...] = ACTION_NAMES
 
     def __post_init__(self) -> None:
@@ -134,7 +135,9 @@ class Risk:
         detection bring those for attribution along, so that the same scores are judged on both.
 
         Raises:
-            ValueError: the store does not record what is needed, see `mist_interp.data.replay.upgrade`.
+            ValueError: the store does not record what is needed, see `mist_interp.data.replay.upgrade`; or its audit
+                was made of other episodes, or with another horizon or force.
+            FileNotFoundError: the audit's labels are to count, and the store has none.
         """
         queries = _queries(store)
         verdicts = list(self.verdicts(store, queries))
@@ -157,14 +160,29 @@ class Risk:
         """Verdicts of all queries, in the order of `store.queries()`."""
         queries = _queries(store) if queries is None else queries
         episodes = store.episodes().set_index("episode")
-        audit = None if self.audit is None else Audit.read(self.audit)
+        audit = Audit.of(store) if self.audit else None
         for key, rows in queries.groupby("episode", sort=False):
             episode = episodes.loc[key]
             course = course_of(episode, rows)
             for step, chunk in zip(rows["step"], rows["chunk"], strict=True):
                 end = int(step) + len(chunk) + self.horizon
-                opinion = None if audit is None else audit.opinion(str(key), int(step))
+                opinion = None if audit is None else self.opinion(audit, str(key), course, int(step), end)
                 yield self.judge(course, int(step), end, int(episode["steps"]), opinion)
+
+    def opinion(self, audit: Audit, episode: str, course: Course, step: int, end: int) -> Opinion:
+        """What an audit says of a query.
+
+        Args:
+            audit: of the store.
+            episode: key.
+            course: the episode.
+            step: control step of the query.
+            end: first control step behind its window; recorded actions may end before.
+
+        Raises:
+            ValueError: the audit was made of other episodes, or with another horizon or force.
+        """
+        return audit.opinion(episode, step, asked(course.actions[step:end], self.force))
 
     def judge(self, course: Course, step: int, end: int, steps: int, opinion: Opinion | None = None) -> Verdict:
         """Labels of a query.
@@ -250,7 +268,7 @@ def course_of(episode: Any, rows: pd.DataFrame) -> Course:
     """
     contacts: tuple[ContactRecord, ...] = tuple(read_contact(contact) for contact in episode["contacts"])
     releases = tuple(ReleaseRecord(**release) for release in episode["releases"])
-    if not contacts and not releases:  # most episodes; their actions are not needed
+    if not contacts and not releases:  # most episodes; their actions are not needed, an audit has no finding in them
         return Course(np.zeros((0, 7)), np.zeros((0, 13)))
     actions = np.concatenate([np.stack(list(part)) for part in rows["executed"]])
     hand = np.concatenate([np.stack(list(part)) for part in rows["hand"]])

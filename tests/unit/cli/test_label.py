@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from mist_interp.cli import main
 from mist_interp.data.records import ReleaseRecord
 from mist_interp.data.store import Manifest, RolloutStore
 from mist_interp.probing import Explanation, Risk, explain
+from mist_interp.probing.audit import Finding, append_finding, asked
 from mist_interp.report.label_figure import label_figure
 from tests.unit.probing.risk_fixtures import constant, recorded, touch
 
@@ -30,12 +32,37 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RolloutStore:
     return made
 
 
+def counts(said: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in said.splitlines() if len(line.split()) == 6}
+
+
 def test_it_counts_labels_and_masks(store: RolloutStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["label", str(store.folder)]) == 0
     said = capsys.readouterr().out
     assert "28 queries of 3 episodes" in said and "the episode ends inside the window" in said
-    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if len(line.split()) == 6}
+    rows = counts(said)
     assert rows["dz"][0] == rows["gripper"][0] == "2" and rows["dy"][0] == "0"
+
+
+def test_it_takes_the_audit_of_the_rollouts(store: RolloutStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """dy, which closed nothing of the gap, was necessary; what geometry says of it is wrong elsewhere, too."""
+    arguments = ["label", str(store.folder), "--audit"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"{store.folder} have no knockout audit" in error and "experiments/labels/audit.py" in error
+    dy, dz = (tuple(place == only for place in range(7)) for only in (1, 2))
+    window, pairs = constant(18, dx=0.1, dz=-0.5), (("hand", "table"), ("finger", "box"))
+    for step in (16, 24):
+        own = (0.0,) * 2 + (1.0,) + (0.0,) * 4
+        finding = Finding(KEY, step // 8, step, 30, pairs, own, (None,) * 6, True, asked(window, 1.0), dy)
+        append_finding(store, finding)
+        append_finding(store, replace(finding, episode="another", geometric=own[::-1], necessary=dz))
+    assert main(arguments) == 0
+    assert counts(capsys.readouterr().out)["dy"][0] == "2"
+    assert main(arguments[:-1]) == 0
+    assert counts(capsys.readouterr().out)["dy"][0] == "0"
+    assert main([*arguments, "--horizon", "9"]) == 1
+    assert "another horizon or force" in capsys.readouterr().err
 
 
 def test_it_explains(store: RolloutStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,7 +196,7 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None
 
 def test_the_target_is_known_by_name_and_survives_being_stored() -> None:
     assert target("risk") == Risk()
-    mine = Risk(horizon=4, contrast="attribution", audit="audit.jsonl", dimensions=("dz", "dx"))
+    mine = Risk(horizon=4, contrast="attribution", audit=True, dimensions=("dz", "dx"))
     assert target_from_config(json.loads(json.dumps(target_config(mine)))) == mine
 
 
