@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Command(PolicyOptions):
     """Run a policy in LIBERO and store every episode: outcome, contacts, actions, poses, and activations per query.
 
+    Forbidden contacts are in the column contacts, allowed ones (fingers on what they grasp, ...) in touches.
     The same command goes on where it was cut; several processes (--workers) or machines (--shard) may fill one folder.
     What comes out is read with RolloutStore.open(OUT).load(("resid_post", 3)), counted with mist label OUT, and shared
     with mist push. Examples:

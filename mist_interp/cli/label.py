@@ -32,7 +32,7 @@ class Command:
 
     mist label results/rollouts --explain libero_spatial-t04-i032-none-s0-p0-none 3
 
-    mist label results/rollouts --upgrade results/rollouts2 (older rollouts, replayed to record what labels need)
+    mist label results/rollouts --upgrade results/rollouts2 (older rollouts, replayed to record what they lack)
     """
 
     folder: tyro.conf.Positional[Path]
@@ -61,7 +61,8 @@ class Command:
     """Where the rollouts' knockout audit (experiments/labels/audit.py) disagrees with geometry, its labels count."""
 
     upgrade: Path | None = None
-    """Replay rollouts of an older layout in the simulator and store them there, with what labels need."""
+    """Replay rollouts of an older layout in the simulator and store them there, with what they lack: layout 1 what
+    labels need, layout 2 allowed contacts."""
 
     def run(self) -> int:
         """Count, explain or upgrade."""

@@ -50,7 +50,8 @@ MEANINGS = {
     "steps": "control steps that were run",
     "max_steps": "limit of control steps",
     "n_queries": "how often the policy was asked",
-    "contacts": "contact events: steps, bodies, peak force (N), impulse (N s), point (m), normal, motion of the hand",
+    "contacts": "forbidden contacts: steps, bodies, peak force (N), impulse (N s), point (m), normal, hand's motion",
+    "touches": "allowed contacts of the robot and of what it holds, likewise; null where not recorded",
     "releases": "what was let go, where it landed",
     "seconds": "wall time of the episode",
     "provenance": "versions of the software, as JSON",
@@ -176,7 +177,9 @@ def _counts(manifest: Manifest, episodes: pd.DataFrame) -> str:
     if manifest.selection != INPUTS:
         success = int(episodes["success"].sum())
         rows += [("successes", success), ("failures", len(episodes) - success)]
-        rows += [("contact events", int(episodes["contacts"].map(len).sum()))]
+        rows += [("forbidden contact events", int(episodes["contacts"].map(len).sum()))]
+        if "touches" in episodes:  # not in stores of an older layout
+            rows += [("allowed contact events", int(episodes["touches"].dropna().map(len).sum()))]
     return _table(("", "number"), rows)
 
 

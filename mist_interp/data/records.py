@@ -113,14 +113,14 @@ class QueryRecord:
 
 @dataclass(frozen=True)
 class ContactRecord:
-    """One forbidden contact event, as plain values (mirrors the simulator's contact event).
+    """One contact event, forbidden or allowed, as plain values (mirrors the simulator's contact event).
 
     Attributes:
         start_step: control step in which the contact began, from 0.
         end_step: control step in which it was last seen.
         body_robot: part of the robot, or of what it holds.
         body_other: what it touched.
-        kind: class of the pair, e.g. `hand-table`.
+        kind: class of the pair, e.g. `hand-table`, `finger-interest`.
         peak_force: largest normal force (N).
         impulse: integral of the normal force (N s).
         point: (3,) contact point at the beginning (m, world).
@@ -182,6 +182,9 @@ class EpisodeRecord:
         queries: in order.
         contacts: forbidden contact events, in order of their start.
         releases: what was held and let go, in order.
+        touches: all other contact events of the robot and of what it held (fingers on what they grasp, a held object
+            at its goal or on what it rested on), in order of their start; None where they were not recorded. They
+            have no `eef`, `gain` and `finger_speed`.
         arm: what was done to the policy; `none` when nothing was.
         seconds: wall time of the whole episode.
         provenance: versions, model, render profile: everything needed to say which software made this.
@@ -195,6 +198,7 @@ class EpisodeRecord:
     queries: tuple[QueryRecord, ...]
     contacts: tuple[ContactRecord, ...] = ()
     releases: tuple[ReleaseRecord, ...] = ()
+    touches: tuple[ContactRecord, ...] | None = None
     arm: str = "none"
     seconds: float = 0.0
     provenance: Mapping[str, str] = field(default_factory=dict)

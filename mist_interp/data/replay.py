@@ -1,7 +1,7 @@
 """What else happened in a recorded episode?
 
 The simulator is deterministic and the record holds every action that drove it, so an episode can be run again, bit for
-bit, to see what was not written down: an older layout lacks what risk labels need, a picture was not kept, and an audit
+bit, to see what was not written down: an older layout lacks allowed contacts, a picture was not kept, and an audit
 asks what would have happened without one dimension. The state's hash is compared at every query; a replay that leaves
 the recorded states (another version of the simulator) is an error and never a result.
 """
@@ -104,7 +104,8 @@ def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
     if (again.steps, again.success) != (episode.steps, episode.success):
         raise ValueError(f"replay of {episode.key} ends otherwise than the recorded episode: {again.success}")
     queries = tuple(replace(old, hand=new.hand) for old, new in zip(episode.queries, again.queries, strict=True))
-    return replace(episode, queries=queries, contacts=again.contacts, releases=again.releases)
+    seen = {"contacts": again.contacts, "touches": again.touches, "releases": again.releases}
+    return replace(episode, queries=queries, **seen)
 
 
 def upgrade(store: RolloutStore, out: str | Path) -> RolloutStore:

@@ -39,6 +39,9 @@ class Environment(Protocol):
     def events(self) -> Iterable[Any]: ...
 
     @property
+    def touches(self) -> Iterable[Any]: ...
+
+    @property
     def releases(self) -> Iterable[Any]: ...
 
     def reset(self, init_state: int) -> None: ...
@@ -79,10 +82,11 @@ def rollout(
             videos, progress. It must not change the environment.
         provenance: recorded.
         after: (queries, control steps) that the episode in `env` has behind it: it goes on from there without a reset,
-            and the record has the queries that follow, numbered on. `env` must remember its contacts and releases.
+            and the record has the queries that follow, numbered on. `env` must remember its contacts, touches and
+            releases.
 
     Returns:
-        The record. Contacts and releases are the environment's at the end of the episode.
+        The record. Contacts, touches and releases are the environment's at the end of the episode.
 
     Raises:
         UnknownName: the unit has a perturbation that there is not.
@@ -157,6 +161,7 @@ def rollout(
         max_steps=max_steps,
         queries=tuple(queries),
         contacts=tuple(contact_record(event) for event in env.events),
+        touches=tuple(contact_record(event) for event in env.touches),
         releases=tuple(release_record(release) for release in env.releases),
         arm=arm,
         seconds=time.perf_counter() - start,

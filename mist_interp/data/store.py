@@ -37,9 +37,9 @@ from mist_interp.data.packs import Packs, read_rows, single_keys
 from mist_interp.data.records import Array, EpisodeRecord, Unit
 from mist_interp.data.tables import DTYPES, activation_table, column_matrix, episode_table, query_table, read_episode
 
-SCHEMA_VERSION = 2
-# 1 lacks the geometry of contacts, the path of the hand, and releases; all else is the same.
-READABLE_VERSIONS = (1, 2)
+SCHEMA_VERSION = 3
+# 2 lacks allowed contacts; 1 also the geometry of contacts, the path of the hand, and releases; all else is the same.
+READABLE_VERSIONS = (1, 2, 3)
 IID, BALANCED, CHOSEN, INPUTS = "iid", "balanced", "chosen", "inputs"
 SELECTIONS = (IID, BALANCED, CHOSEN, INPUTS)
 # Why a share of successes (or of any other outcome) over such episodes is no rate of the policy.
@@ -183,12 +183,19 @@ class RolloutStore:
         """Open the store in `folder`, or begin one.
 
         Raises:
-            ValueError: the folder holds rollouts made with other settings; the message names the fields.
+            ValueError: the folder holds rollouts of another layout, or made with other settings; the message names the
+                fields.
         """
         folder = Path(folder)
         path = folder / "manifest.json"
         if path.is_file():
             store = cls.open(folder)
+            if store.manifest.version != manifest.version:
+                raise ValueError(
+                    f"{folder} holds rollouts of layout {store.manifest.version}, and these would be of layout "
+                    f"{manifest.version}. Use another folder; mist_interp.data.replay.upgrade replays rollouts of "
+                    f"LIBERO into the present layout (mist label {folder} --upgrade OUT)"
+                )
             old, new = (replace(one, counts={}).to_json() for one in (store.manifest, manifest))
             differing = differences(json.loads(old), json.loads(new))
             if differing:
@@ -302,7 +309,7 @@ class RolloutStore:
         return replace(self, kept=tuple(rows.loc[kept, "episode"]))
 
     def episodes(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row per episode, sorted by key; `contacts` holds lists of dictionaries.
+        """One row per episode, sorted by key; `contacts` and `touches` hold lists of dictionaries.
 
         How the episodes were selected is in `attrs` and, unless `columns` are given, a column, so that frames of
         several stores that are put together still know it; `check_rates` asks for it.

@@ -2,7 +2,7 @@
 
 Three kinds of table, all readable by pandas, pyarrow and `datasets` without this package:
 
-    episodes      one row per episode: unit, outcome, contact events with their geometry, what was let go
+    episodes      one row per episode: unit, outcome, forbidden and allowed contact events, what was let go
     queries       one row per policy query: chunk, executed actions, path of the hand, robot state, object poses,
                   scores, live edits
     activations   one row per query, one *column per site* of fixed-length float16 lists, one table per token group
@@ -31,6 +31,26 @@ DTYPES = {name: float(np.finfo(name).max) for name in ("float16", "float32")}
 _FLOATS = pa.list_(pa.float64())
 _MATRIX = pa.list_(_FLOATS)
 
+_CONTACTS = pa.list_(
+    pa.struct(
+        [
+            ("start_step", pa.int32()),
+            ("end_step", pa.int32()),
+            ("body_robot", pa.string()),
+            ("body_other", pa.string()),
+            ("kind", pa.string()),
+            ("peak_force", pa.float64()),
+            ("impulse", pa.float64()),
+            ("point", pa.list_(pa.float64())),
+            ("normal", pa.list_(pa.float64())),
+            ("start_force", pa.float64()),
+            ("eef", pa.list_(pa.float64())),
+            ("gain", pa.list_(pa.float64())),
+            ("finger_speed", pa.float64()),
+        ]
+    )
+)
+
 EPISODE_SCHEMA = pa.schema(
     [
         ("episode", pa.string()),
@@ -46,28 +66,8 @@ EPISODE_SCHEMA = pa.schema(
         ("steps", pa.int32()),
         ("max_steps", pa.int32()),
         ("n_queries", pa.int32()),
-        (
-            "contacts",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("start_step", pa.int32()),
-                        ("end_step", pa.int32()),
-                        ("body_robot", pa.string()),
-                        ("body_other", pa.string()),
-                        ("kind", pa.string()),
-                        ("peak_force", pa.float64()),
-                        ("impulse", pa.float64()),
-                        ("point", pa.list_(pa.float64())),
-                        ("normal", pa.list_(pa.float64())),
-                        ("start_force", pa.float64()),
-                        ("eef", pa.list_(pa.float64())),
-                        ("gain", pa.list_(pa.float64())),
-                        ("finger_speed", pa.float64()),
-                    ]
-                )
-            ),
-        ),
+        ("contacts", _CONTACTS),
+        ("touches", _CONTACTS),
         (
             "releases",
             pa.list_(
@@ -119,6 +119,7 @@ def episode_table(episode: EpisodeRecord) -> pa.Table:
         "max_steps": episode.max_steps,
         "n_queries": len(episode.queries),
         "contacts": [asdict(contact) for contact in episode.contacts],
+        "touches": None if episode.touches is None else [asdict(touch) for touch in episode.touches],
         "releases": [asdict(release) for release in episode.releases],
         "seconds": episode.seconds,
         "provenance": json.dumps(dict(episode.provenance), sort_keys=True),
@@ -210,7 +211,8 @@ def read_episode(
     episode: Mapping[str, Any], queries: Iterable[Mapping[str, Any]], activations: Mapping[str, Array]
 ) -> EpisodeRecord:
     """Record of one row of the episodes table, its rows of the queries table and its activations (n_queries, width)."""
-    # Stores of layout 1 have neither "hand" nor "releases", and less in their contacts.
+    # Stores of layout 1 have neither "hand" nor "releases", and less in their contacts; "touches" came with layout 3.
+    touches = episode.get("touches")
     unit = Unit(**{name: episode[name] for name in Unit.__dataclass_fields__})
     return EpisodeRecord(
         unit=unit,
@@ -238,6 +240,7 @@ def read_episode(
         ),
         contacts=tuple(read_contact(contact) for contact in episode["contacts"]),
         releases=tuple(ReleaseRecord(**release) for release in episode.get("releases") or ()),
+        touches=None if touches is None else tuple(read_contact(touch) for touch in touches),
         arm=episode["arm"],
         seconds=episode["seconds"],
         provenance=json.loads(episode["provenance"]),
@@ -245,7 +248,7 @@ def read_episode(
 
 
 def read_contact(row: Mapping[str, Any]) -> ContactRecord:
-    """Record of one entry of the column `contacts`."""
+    """Record of one entry of the columns `contacts` and `touches`."""
     lists = {name: row.get(name) for name in ("point", "normal", "eef", "gain")}
     tuples = {name: None if values is None else tuple(values) for name, values in lists.items()}
     return ContactRecord(**{**row, **tuples})

@@ -176,8 +176,7 @@ class BodyClasses:
         """
         a, b = self.groups[first].body_class, self.groups[second].body_class
         if a in ROBOT and b in ROBOT:
-            joined = first == second or (first, second) in self.adjacent
-            return not joined and not (a in GRIPPER and b in GRIPPER)
+            return not self._joined(first, second) and not (a in GRIPPER and b in GRIPPER)
         if b in ROBOT:
             a, b = b, a
         if a not in ROBOT:
@@ -187,6 +186,19 @@ class BodyClasses:
         if a is BodyClass.FINGER and b is BodyClass.GOAL:
             return False
         return b is not BodyClass.INTEREST
+
+    def robot_contact_allowed(self, first: int, second: int) -> bool:
+        """Say whether a contact of two groups is one that the robot may make.
+
+        That is: one of them is of the robot, and it is not forbidden. Links that the chain joins make none: whether
+        their geoms overlap is a matter of how the robot was modelled. Of the robot with itself that leaves the two
+        fingers on each other.
+        """
+        robot = {self.groups[index].body_class for index in (first, second)} & ROBOT
+        return bool(robot) and not self._joined(first, second) and not self.robot_contact_forbidden(first, second)
+
+    def _joined(self, first: int, second: int) -> bool:
+        return first == second or (first, second) in self.adjacent
 
     def held_contact_forbidden(self, held: int, other: int) -> bool:
         """Say whether a contact of a held object with another group of the scene is a collision.

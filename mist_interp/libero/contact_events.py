@@ -1,4 +1,4 @@
-"""When do forbidden contacts make one event?
+"""When do contacts make one event?
 
 Per control step and pair of body groups there is one ``ContactSample``: the largest force, the impulse, where and in
 which direction. An event is a run of samples of one pair whose force reaches the threshold, breaks of at most
@@ -21,7 +21,7 @@ MERGED_BREAK = 3  # control steps
 
 @dataclass(frozen=True)
 class ContactSample:
-    """Forbidden contact of one pair of body groups in one control step.
+    """Contact of one pair of body groups in one control step, forbidden or a touch (``contacts.py``).
 
     Attributes:
         step: control step, 0 = the first after settling.
@@ -33,11 +33,12 @@ class ContactSample:
         impulse: time integral of the normal force over the control step, N s.
         point: contact point in the world frame, weighted by force, m.
         normal: unit normal in the world frame from ``body_other`` to ``body_robot``, weighted by force.
-        eef: where the end effector was, weighted by force, m; None where the monitor does not know the hand.
+        eef: where the end effector was, weighted by force, m; None for touches, and where the monitor does not know
+            the hand.
         gain: how much one unit of each pose dimension closes the gap (``core/closing.py``), weighted by force; None
             where ``eef`` is.
         finger_speed: at which the finger's own joint closed the gap just before the first contact, m/s; negative if it
-            opened it; None for what is not a finger.
+            opened it; None for touches, and for what is not a finger.
     """
 
     step: int
@@ -56,7 +57,7 @@ class ContactSample:
 
 @dataclass(frozen=True)
 class ContactEvent:
-    """A run of forbidden contact of one pair of body groups.
+    """A run of contact of one pair of body groups, forbidden or a touch.
 
     Attributes:
         start_step: first control step with the force at or above the threshold, 0 = the first after settling.

@@ -1,11 +1,13 @@
-"""Which forbidden contacts did the robot, or what it holds, make?
+"""Which contacts did the robot, or what it holds, make: forbidden ones, and all others?
 
 A contact counts while its gap is <= 0. The force of a pair of body groups at a physics sub-step is the sum of the
 normal forces of its contact points (one load spread over the four corners of a box, or over the forty convex pieces of
 a bowl, is one load). The normal is the first row of MuJoCo's contact frame, which points from geom 1 to geom 2; here it
 always points from the obstacle to the robot.
 
-What is forbidden is decided in ``bodies.py``; what makes an event, in ``contact_events.py``. Decided here:
+What is forbidden is decided in ``bodies.py``; what makes an event, in ``contact_events.py``. Every contact of the robot
+with something else, and of a held object with the scene, is either forbidden or a *touch* (a finger on what it grasps,
+a held object at its goal), at each sub-step one of them and never both. Decided here:
 
 - **Held**: an object with a free joint becomes held at a sub-step in which two fingers touch it from opposing sides:
   the mean normals of the two, contacts weighted by their depth, enclose more than 90 degrees (a closed gripper that
@@ -16,6 +18,11 @@ What is forbidden is decided in ``bodies.py``; what makes an event, in ``contact
   held (it rests on something), until they break, that is, until the pair has been apart for more than ``MERGED_BREAK``
   control steps: the same measure that ends an event. A pair that is in the middle of an event is never excluded.
   Exclusion is by pair of groups: a bowl lifted off the stove may scrape over all of the stove, but not over the table.
+  While a pair is excluded, its contacts are touches.
+- **Not recorded** are contacts of robot links that the kinematic chain joins, which never count, and what an object
+  touches while nothing holds it. The two fingers on each other are a touch (``finger-self``): an empty grasp.
+
+Samples of touches have no closing geometry: nothing asks which dimension closed an allowed gap.
 """
 
 from __future__ import annotations
@@ -32,13 +39,14 @@ from mist_interp.libero.contact_events import MERGED_BREAK, ContactEvent, Contac
 from mist_interp.libero.contact_load import Load, vector
 from mist_interp.libero.hand import Hand, own_dofs, own_velocity
 from mist_interp.libero.releases import Release, ReleaseLog
+from mist_interp.libero.touches import TouchPoints, touch_loads
 
 __all__ = ["ContactEvent", "ContactMonitor", "ContactSample", "MonitorState", "group_events"]
 
 GRASP_MEMORY = 5  # physics sub-steps
 
 # What a pair of groups can mean, whatever is held (bits).
-FORBIDDEN, GRASP, SCENE = 1, 2, 4
+FORBIDDEN, GRASP, SCENE, TOUCH = 1, 2, 4, 8
 
 Pair = tuple[int, int]  # group of the robot or of the held object, group of what it touches
 
@@ -57,6 +65,7 @@ class MonitorState:
         collided: control step in which a pair was last recorded.
         loads: what the current control step has collected.
         samples: what the finished control steps have recorded.
+        touch_points: allowed contact points of all sub-steps.
         releases: what was let go.
         speeds: joint velocities after the last sub-step, that is, before the forces of the next one.
     """
@@ -70,16 +79,18 @@ class MonitorState:
     collided: dict[Pair, int] = field(default_factory=dict)
     loads: dict[Pair, Load] = field(default_factory=dict)
     samples: list[ContactSample] = field(default_factory=list)
+    touch_points: list[TouchPoints] = field(default_factory=list)
     releases: ReleaseLog = field(default_factory=ReleaseLog)
     speeds: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def copy(self) -> MonitorState:
         """Return an independent copy."""
-        return replace(copy.deepcopy(replace(self, samples=[])), samples=list(self.samples))
+        rest = copy.deepcopy(replace(self, samples=[], touch_points=[]))
+        return replace(rest, samples=list(self.samples), touch_points=list(self.touch_points))
 
 
 class ContactMonitor:
-    """Record the forbidden contacts of an episode.
+    """Record the contacts of an episode, the forbidden ones apart from all others.
 
     ``begin`` once after settling, then for each control step ``sample`` after each physics sub-step and
     ``end_control_step``. Contacts and constraint forces in ``data`` must belong together: call after ``mj_step`` or
@@ -88,7 +99,8 @@ class ContactMonitor:
     Args:
         model: the raw MuJoCo model that ``classes`` was made from.
         classes: groups of bodies and what may touch.
-        force_threshold: force from which ``end_control_step`` reports a contact, and default of ``events``, N.
+        force_threshold: force from which ``end_control_step`` reports a contact, and default of ``events`` and
+            ``touches``, N.
         hand: the end effector; without it samples say nothing about closing gains.
 
     Raises:
@@ -121,13 +133,14 @@ class ContactMonitor:
         self._row_of_geom = classes.group_of_geom * self._count
         codes = [(a, b) for a in range(self._count) for b in range(self._count)]
         self._meaning = np.array([self._meaning_of(a, b) for a, b in codes], dtype=np.uint8)
-        self._forbidden_if_held = {
-            held: np.array(
-                [held in (a, b) and classes.held_contact_forbidden(held, a + b - held) for a, b in codes], dtype=bool
-            )
+        self._meaning_if_held = {
+            held: np.array([self._meaning_if(held, a + b - held) if held in (a, b) else 0 for a, b in codes], np.uint8)
             for held, group in enumerate(classes.groups)
             if group.movable
         }
+        self._touch_of_code = np.array(
+            [self._code(self._robot_pair(code)) if self._meaning[code] & TOUCH else -1 for code in range(len(codes))]
+        )
         self._state = MonitorState()
 
     @property
@@ -137,8 +150,15 @@ class ContactMonitor:
 
     @property
     def samples(self) -> tuple[ContactSample, ...]:
-        """All samples so far, whatever their force."""
+        """All samples of forbidden contacts so far, whatever their force."""
         return tuple(self._state.samples)
+
+    @property
+    def touch_samples(self) -> tuple[ContactSample, ...]:
+        """All samples of touches so far, whatever their force; made anew from all points when you ask."""
+        finished = [points for points in self._state.touch_points if points.step < self._state.step]
+        loads = touch_loads(finished)
+        return tuple(self._sample_of(step, divmod(code, self._count), load) for (step, code), load in loads.items())
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -175,27 +195,31 @@ class ContactMonitor:
             for code in set(pairs[((meaning & SCENE) != 0) & (gaps <= 0)].tolist()):
                 state.resting[self._scene_pair(code)] = state.step
         forces: dict[Pair, float] = {}
+        touching: dict[int, int] = {}  # contact -> pair: what a held object may touch, and what is excluded
         for contact in (meaning & FORBIDDEN).nonzero()[0].tolist():
             if gaps[contact] <= 0:
                 code = int(pairs[contact])
-                self._add(data, contact, self._robot_pair(code), code, substep, forces)
+                self._add(data, contact, self._robot_pair(code), code, substep, forces, touching)
         grasping = (meaning & GRASP).nonzero()[0]
         if len(grasping):
             for code in set(pairs[grasping[gaps[grasping] <= 0]].tolist()):
                 finger, thing = self._robot_pair(code)
                 state.touched.setdefault(thing, {})[finger] = state.clock
         if state.touched:
-            self._sample_held(data, pairs, gaps, substep, forces)
+            self._sample_held(data, pairs, gaps, substep, forces, touching)
         if state.releases.falling:
             self._sample_falling(pairs, gaps)
         for pair, force in forces.items():
             state.loads[pair].peak = max(state.loads[pair].peak, force)
+        allowed = (meaning & TOUCH).nonzero()[0]
+        if touching or len(allowed):
+            self._add_touches(data, substep, pairs, allowed, touching)
         state.speeds = data.qvel.copy()
 
     def end_control_step(self) -> list[ContactSample]:
         """Close the control step and return its forbidden contacts that reach ``force_threshold``."""
         state = self._state
-        samples = [self._sample_of(pair, load) for pair, load in state.loads.items()]
+        samples = [self._sample_of(state.step, pair, load) for pair, load in state.loads.items()]
         samples.sort(key=lambda sample: (sample.substep, sample.body_robot, sample.body_other))
         state.samples += samples
         state.collided.update(dict.fromkeys(state.loads, state.step))
@@ -205,12 +229,16 @@ class ContactMonitor:
         return [sample for sample in samples if sample.peak_force >= self.force_threshold]
 
     def events(self, threshold: float | None = None) -> list[ContactEvent]:
-        """Return the events so far at a force threshold (N); None stands for ``force_threshold``."""
+        """Return the forbidden events so far at a force threshold (N); None stands for ``force_threshold``."""
         return group_events(self._state.samples, self.force_threshold if threshold is None else threshold)
+
+    def touches(self, threshold: float | None = None) -> list[ContactEvent]:
+        """Return the events of allowed contact so far, as ``events`` does."""
+        return group_events(self.touch_samples, self.force_threshold if threshold is None else threshold)
 
     @property
     def touching(self) -> tuple[tuple[str, str], ...]:
-        """Pairs (robot link or held object, other) whose force reached ``force_threshold`` in the last control step."""
+        """Forbidden pairs (link or held object, other) whose force reached ``force_threshold`` in the last step."""
         last = [sample for sample in self._state.samples[-64:] if sample.step == self._state.step - 1]
         return tuple((x.body_robot, x.body_other) for x in last if x.peak_force >= self.force_threshold)
 
@@ -231,12 +259,20 @@ class ContactMonitor:
             FORBIDDEN * classes.robot_contact_forbidden(a, b)
             + GRASP * (any(fingers) and movable)
             + SCENE * (not any(robots) and movable and a != b)
+            + TOUCH * classes.robot_contact_allowed(a, b)
         )
+
+    def _meaning_if(self, held: int, other: int) -> int:
+        classes = self.classes
+        return FORBIDDEN * classes.held_contact_forbidden(held, other) + TOUCH * ((held, other) in classes.companions)
 
     def _pairs(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
         """Return the pair of groups of each contact as one code, and its gap in m."""
         contact = data.contact
         return self._row_of_geom[contact.geom1] + self._column_of_geom[contact.geom2], contact.dist
+
+    def _code(self, pair: Pair) -> int:
+        return pair[0] * self._count + pair[1]
 
     def _robot_pair(self, code: int) -> Pair:
         """Put the robot first; of two robot links the one further from the base."""
@@ -252,7 +288,13 @@ class ContactMonitor:
         return min(a, b), max(a, b)
 
     def _sample_held(
-        self, data: mujoco.MjData, pairs: np.ndarray, gaps: np.ndarray, substep: int, forces: dict[Pair, float]
+        self,
+        data: mujoco.MjData,
+        pairs: np.ndarray,
+        gaps: np.ndarray,
+        substep: int,
+        forces: dict[Pair, float],
+        touching: dict[int, int],
     ) -> None:
         state = self._state
         recent = {
@@ -266,18 +308,20 @@ class ContactMonitor:
             if len(fingers) > 1 and (thing in state.held or self._pinched(data, pairs, gaps, thing))
         )
         for thing in held:
-            contacts = self._forbidden_if_held[thing][pairs].nonzero()[0].tolist()
-            touching = {
+            meaning = self._meaning_if_held[thing][pairs]
+            found = {
                 contact: (thing, sum(divmod(int(pairs[contact]), self._count)) - thing)
-                for contact in contacts
+                for contact in meaning.nonzero()[0].tolist()
                 if gaps[contact] <= 0
             }
             # Two objects held together count once.
-            touching = {contact: pair for contact, pair in touching.items() if pair[1] not in held or thing < pair[1]}
+            found = {contact: pair for contact, pair in found.items() if pair[1] not in held or thing < pair[1]}
+            forbidden = {contact: pair for contact, pair in found.items() if meaning[contact] & FORBIDDEN}
             if thing not in state.held:
-                self._exclude_resting(thing, set(touching.values()))
-            for contact, pair in touching.items():
-                self._add(data, contact, pair, int(pairs[contact]), substep, forces)
+                self._exclude_resting(thing, set(forbidden.values()))
+            for contact, pair in forbidden.items():
+                self._add(data, contact, pair, int(pairs[contact]), substep, forces, touching)
+            touching |= {contact: self._code(pair) for contact, pair in found.items() if contact not in forbidden}
         for thing in state.held - held:
             lifted = not any(thing in pair for pair in state.excluded)
             state.releases.let_go(thing, Release(state.step, self.classes.groups[thing].name, lifted))
@@ -319,11 +363,20 @@ class ContactMonitor:
                 state.excluded[pair] = state.step
 
     def _add(
-        self, data: mujoco.MjData, contact: int, pair: Pair, code: int, substep: int, forces: dict[Pair, float]
+        self,
+        data: mujoco.MjData,
+        contact: int,
+        pair: Pair,
+        code: int,
+        substep: int,
+        forces: dict[Pair, float],
+        touching: dict[int, int],
     ) -> None:
+        """Add a contact that is forbidden unless its pair is excluded: then it is put with those that touch rightly."""
         state = self._state
         if pair in state.excluded:
             state.excluded[pair] = state.step
+            touching[contact] = self._code(pair)
             return
         mujoco.mj_contactForce(self._model, data, contact, self._wrench)
         force = float(self._wrench[0])
@@ -362,13 +415,26 @@ class ContactMonitor:
             one, two = (self._hand.point_jacobian(data, int(body), point) for body in bodies)
             load.add_gain(force, link_gain(normal, one - two, self._hand.jacobian(data)))
 
-    def _sample_of(self, pair: Pair, load: Load) -> ContactSample:
+    def _add_touches(
+        self, data: mujoco.MjData, substep: int, pairs: np.ndarray, allowed: np.ndarray, touching: dict[int, int]
+    ) -> None:
+        """Put allowed contacts aside: those of the robot by index, the others with the codes of their pairs."""
+        codes = pairs[allowed]
+        touches = self._touch_of_code[codes]
+        if touching:
+            others = np.array(list(touching))
+            allowed, codes = np.concatenate([allowed, others]), np.concatenate([codes, pairs[others]])
+            touches = np.concatenate([touches, list(touching.values())])
+        time = self._state.step, substep
+        self._state.touch_points.append(TouchPoints.of(self._model, data, time, allowed, touches, codes))
+
+    def _sample_of(self, step: int, pair: Pair, load: Load) -> ContactSample:
         robot, other = (self.classes.groups[index] for index in pair)
         by = robot.body_class.value if robot.body_class in ROBOT else "held"
         what = "self" if other.body_class in ROBOT else other.body_class.value
         eef, gain, finger_speed = load.geometry()
         return ContactSample(
-            step=self._state.step,
+            step=step,
             substep=load.substep,
             body_robot=robot.name,
             body_other=other.name,

@@ -217,6 +217,11 @@ class LiberoEnv:
         return tuple(self._monitor.events(threshold))
 
     @property
+    def touches(self) -> tuple[ContactEvent, ...]:
+        """Allowed contact events (>= 1 N) of the robot and of what it holds, since the end of settling."""
+        return tuple(self._monitor.touches())
+
+    @property
     def releases(self) -> tuple[Release, ...]:
         """Objects that the robot held and let go since the end of settling."""
         return self._monitor.releases

@@ -402,7 +402,7 @@ def test_two_machines_push_to_one_repository(hub: LocalHub, store: RolloutStore,
     assert [list(pack.episodes) for pack in merged.packs.packs] == [list(store.keys), list(other.keys[1:])]
     assert content(merged) == {**content(store), **content(other)} and len(merged) == 5
     card = hub.files(NAME)["README.md"].decode()
-    assert "| episodes | 5 |" in card and "| contact events | 11 |" in card
+    assert "| episodes | 5 |" in card and "| forbidden contact events | 11 |" in card
 
 
 def test_a_commit_during_the_push_is_merged(hub: LocalHub, store: RolloutStore, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class Script:
             max_steps=len(actions),
             queries=queries,
             contacts=tuple(contact_record(event) for event in self.env.events),
+            touches=tuple(contact_record(touch) for touch in self.env.touches),
             releases=tuple(release_record(release) for release in self.env.releases),
         )
 

@@ -91,5 +91,6 @@ def test_an_episode_can_be_replayed_from_its_record(tmp_path: Path, perturbation
     finally:
         env.close()
     assert (again.contacts, again.releases) == (record.contacts, record.releases)
+    assert again.touches is not None and again.touches == record.touches
     labels = Risk().labels(store)
     assert labels.values.shape == (2, 7) and np.isnan(labels.values).all(), "both windows go beyond the 16 steps"

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("libero.libero")
 
+import mujoco
 from scripted import BOWL, BOX, CLOSE, OPEN, PLATE, Script
 
 from mist_interp.data.records import Unit
@@ -120,6 +121,44 @@ def test_a_clean_pick_and_place_has_no_event() -> None:
     assert script.env.events == () and script.env.contact_events(0.01) == ()
 
 
+def test_a_grasp_is_seen_as_touches_of_both_fingers() -> None:
+    """Before the lift, with forces of a grasp; the table until the bowl leaves it, the plate when it arrives."""
+    script = Script()
+    bowl = script.at(BOWL)
+    script.go(np.add(bowl, (0, 0.042, 0.13)), OPEN)
+    assert script.env.touches == () and script.env.monitor.touches(0.01) == []
+    script.go(np.add(bowl, (0, 0.042, -0.013)), OPEN, 30)
+    script.grip(CLOSE, 10)
+    lift = script.env.control_steps
+    held = script.env.monitor.held
+    script.go(np.add(script.hand(), (0, 0, 0.15)), CLOSE)
+    up = script.env.control_steps
+    fingers = {touch.body_robot: touch for touch in script.env.touches if touch.kind == "finger-interest"}
+    assert held == (BOWL,) and set(fingers) == {"gripper0_leftfinger", "gripper0_rightfinger"}
+    for touch in fingers.values():
+        assert touch.body_other == BOWL and touch.start_step < lift and touch.end_step == up - 1
+        assert 1 < touch.peak_force < 100 and touch.impulse < touch.peak_force * 0.05 * (up - touch.start_step)
+        assert np.linalg.norm(touch.normal) == pytest.approx(1) and np.linalg.norm(touch.point - bowl) < 0.1
+    assert last_forces(script.env, "finger", BOWL) == pytest.approx(
+        {one.body_robot: one.peak_force for one in script.env.monitor.touch_samples if one.step == up - 1}, rel=0.3
+    )
+    (table,) = (touch for touch in script.env.monitor.touches(0.01) if touch.kind == "held-table")
+    assert table.body_robot == BOWL and table.normal[2] > 0.9 and table.end_step < up - 10
+    fork, before = script.env.save(), script.env.touches
+    plate = script.at(PLATE)
+    script.carry(np.add(plate, (0, 0, 0.15)))
+    script.carry(np.add(plate, (0, 0, -0.01)), 45)
+    (arrived,) = (touch for touch in script.env.touches if touch.body_other == PLATE)
+    assert (arrived.body_robot, arrived.kind) == (BOWL, "held-interest") and arrived.start_step > up
+    assert script.env.monitor.samples == ()
+    after, steps = script.env.touches, script.actions[up:]
+    script.env.restore(fork)
+    assert script.env.touches == before != after
+    for action in steps:
+        script.env.step(action)
+    assert script.env.touches == after
+
+
 def test_a_bowl_may_leave_what_it_stood_on_from_the_start() -> None:
     """It stands on the ramekin, a distractor, and scrapes over it while it is lifted; coming back is a collision."""
     script = Script(name="on_the_ramekin")
@@ -187,6 +226,19 @@ def body_contacts(env: LiberoEnv) -> set[tuple[str, str]]:
     """Names of the bodies of all touching pairs of geoms now."""
     name = [env.model.body(env.model.geom_bodyid[geom]).name for geom in range(env.model.ngeom)]
     return {(name[contact.geom1], name[contact.geom2]) for contact in env.data.contact if contact.dist <= 0}
+
+
+def last_forces(env: LiberoEnv, part: str, thing: str) -> dict[str, float]:
+    """Normal force (N) on a thing at the last sub-step, by the bodies that touch it and have a part in their name."""
+    forces: dict[str, float] = {}
+    wrench = np.zeros(6)
+    for index, contact in enumerate(env.data.contact):
+        roots = [env.monitor.classes.groups[env.monitor.classes.group_of_geom[geom]].name for geom in contact.geom]
+        if thing in roots and contact.dist <= 0 and (other := next(root for root in roots if root != thing)):
+            mujoco.mj_contactForce(env.model, env.data, index, wrench)
+            if part in other:
+                forces[other] = forces.get(other, 0.0) + wrench[0]
+    return forces
 
 
 def test_a_pushed_box_is_disturbed_and_a_bowl_of_the_task_is_not() -> None:

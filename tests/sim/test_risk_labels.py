@@ -240,7 +240,7 @@ def test_a_bowl_that_was_never_lifted_cannot_be_dropped() -> None:
 
 
 def test_a_replay_records_what_an_older_record_lacks() -> None:
-    """The geometry of the contacts, the path of the hand and the releases come back, bit for bit."""
+    """The geometry of contacts, the path of the hand, touches and releases come back, bit for bit."""
     script = Script()
     carrying_the_bowl_into_the_box(script)
     episode = script.record()
@@ -248,10 +248,12 @@ def test_a_replay_records_what_an_older_record_lacks() -> None:
         episode,
         queries=tuple(replace(query, hand=None) for query in episode.queries),
         contacts=tuple(replace(contact, eef=None, gain=None, start_force=None) for contact in episode.contacts),
+        touches=None,
         releases=(),
     )
     again = replay(Blindfolded(script.env), old)
     assert again.contacts == episode.contacts and again.releases == episode.releases
+    assert again.touches and again.touches == episode.touches
     for one, other in zip(again.queries, episode.queries, strict=True):
         np.testing.assert_array_equal(one.hand, other.hand)
 

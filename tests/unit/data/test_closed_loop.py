@@ -27,6 +27,7 @@ class CountingWorld:
     looks: list[int] = field(default_factory=list)
     sent: list[np.ndarray] = field(default_factory=list)
     events: tuple[Any, ...] = ()
+    touches: tuple[Any, ...] = ()
     releases: tuple[Any, ...] = ()
 
     def reset(self, init_state: int) -> None:
@@ -181,9 +182,12 @@ def test_contacts_become_plain_records() -> None:
     release = SimpleNamespace(
         step=5, body="bowl", lifted=True, landed_step=7, landed_on="table", at_goal=False, more="not recorded"
     )
-    world = CountingWorld(events=(event,), releases=(release,))
+    touch = SimpleNamespace(**{**vars(event), "kind": "finger-interest", "eef": None, "gain": None})
+    world = CountingWorld(events=(event,), touches=(touch, touch), releases=(release,))
     record = rollout(world, constant(0), unit=UNIT, instruction="go", max_steps=8)
     assert record.contacts[0].normal == (0.0, 0.0, 1.0)
     assert record.contacts[0].gain == (0, 1, 2, 3, 4, 5) and record.contacts[0].finger_speed is None
+    expected = replace(record.contacts[0], kind="finger-interest", eef=None, gain=None)
+    assert len(record.contacts) == 1 and record.touches == (expected, expected)
     assert record.releases == (ReleaseRecord(5, "bowl", True, 7, "table", False),)
     assert record.collided() and record.collided(10.0) and not record.collided(20.0)

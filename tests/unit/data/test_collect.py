@@ -34,6 +34,7 @@ class World:
     init_state: int = 0
     closed: bool = False
     events: tuple[Any, ...] = ()
+    touches: tuple[Any, ...] = ()
     releases: tuple[Any, ...] = ()
 
     def reset(self, init_state: int) -> None:

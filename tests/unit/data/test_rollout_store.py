@@ -14,6 +14,7 @@ import pytest
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Site
+from mist_interp.data.compaction import compact
 from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
 from mist_interp.data.store import Manifest, RolloutStore, TokenGroup, check_rates
 
@@ -68,6 +69,12 @@ def episode(init_state: int, n_queries: int = 3, success: bool = True) -> Episod
                 finger_speed=None,
             ),
         ),
+        touches=(
+            ContactRecord(
+                2, 9, "finger", "bowl", "finger-interest", 8.5, 1.25, (0.1, 0.2, 0.9), (0.0, 1.0, 0.0), start_force=1.5
+            ),
+        )
+        * (init_state % 3),
         releases=(ReleaseRecord(4, "bowl", True), ReleaseRecord(6, "bowl", False, 7, "plate", True)),
         arm="none",
         seconds=1.5,
@@ -86,7 +93,7 @@ def store(tmp_path: Path) -> RolloutStore:
 def test_an_episode_survives_the_round_trip(store: RolloutStore) -> None:
     original = episode(0, 5)
     again = RolloutStore.open(store.folder).episode(original.key)
-    assert again.unit == original.unit and again.contacts == original.contacts
+    assert again.unit == original.unit and again.contacts == original.contacts and again.touches == ()
     strip = {"queries": ()}
     assert replace(again, **strip) == replace(original, **strip)
     for a, b in zip(again.queries, original.queries, strict=True):
@@ -98,26 +105,61 @@ def test_an_episode_survives_the_round_trip(store: RolloutStore) -> None:
             np.testing.assert_allclose(a.activations[name], b.activations[name], rtol=1e-3, atol=1e-6)
 
 
+def test_no_touches_and_touches_that_were_not_recorded_differ(store: RolloutStore) -> None:
+    keys = [episode(number).key for number in range(3)]
+    assert [len(store.episode(key).touches or ()) for key in keys] == [0, 1, 2]
+    assert store.episode(keys[2]).touches == episode(2).touches
+    store.append(replace(episode(0), touches=None))
+    assert store.episode(keys[0]).touches is None
+    assert [row is None for row in store.episodes()["touches"]] == [True, False, False]
+
+
+def test_a_store_of_the_second_layout_is_still_read_but_not_continued(store: RolloutStore) -> None:
+    """It has no touches, which is not the same as having recorded none."""
+    manifest = store.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 2'))
+    for path in (store.folder / "episodes").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["touches"]), path)
+    old = RolloutStore.open(store.folder)
+    record = old.episode(episode(0).key)
+    assert old.manifest.version == 2 and record.touches is None
+    assert record.contacts == episode(0).contacts and record.releases == episode(0).releases
+    packed = compact(old, store.folder.with_name("packed"))
+    assert packed.manifest.version == 2 and packed.episode(record.key).touches is None
+    card = (packed.folder / "README.md").read_text()
+    assert "| forbidden contact events | 3 |" in card and "allowed contact events" not in card
+    with pytest.raises(ValueError, match=r"rollouts of layout 2, and these would be of layout 3\..*--upgrade"):
+        RolloutStore.create(store.folder, MANIFEST)
+
+
+def test_the_card_counts_both_streams(store: RolloutStore) -> None:
+    store.append(replace(episode(4), touches=None))
+    card = (compact(store, store.folder.with_name("packed")).folder / "README.md").read_text()
+    assert "| forbidden contact events | 4 |" in card and "| allowed contact events | 3 |" in card
+    assert "Layout version 3" in card and "| `touches` | `list of struct of start_step, " in card
+
+
 def test_a_store_of_the_first_layout_is_still_read(store: RolloutStore) -> None:
     """It has neither the path of the hand, nor releases, nor the geometry of contacts."""
     manifest = store.folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 1'))
     for path in (store.folder / "queries").glob("*.parquet"):
         pq.write_table(pq.read_table(path).drop_columns(["hand"]), path)
     new = {"start_force", "eef", "gain", "finger_speed"}
     for path in (store.folder / "episodes").glob("*.parquet"):
-        table = pq.read_table(path).drop_columns(["releases"])
+        table = pq.read_table(path).drop_columns(["releases", "touches"])
         rows = [[{k: v for k, v in c.items() if k not in new} for c in row] for row in table["contacts"].to_pylist()]
         place = table.schema.get_field_index("contacts")
         pq.write_table(table.set_column(place, "contacts", pa.array(rows)), path)
     old = RolloutStore.open(store.folder)
     record = old.episode(old.keys[0])
     assert old.manifest.version == 1 and record.queries[0].hand is None and record.releases == ()
+    assert record.touches is None
     assert record.contacts[0].gain is None and record.contacts[0].point == (0.1, 0.2, 0.9)
-    with pytest.raises(ValueError, match="version: 1 there, 2 now"):
+    with pytest.raises(ValueError, match="rollouts of layout 1"):
         RolloutStore.create(store.folder, MANIFEST)
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 3'))
-    with pytest.raises(ValueError, match="layout version 3"):
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 4'))
+    with pytest.raises(ValueError, match="layout version 4"):
         RolloutStore.open(store.folder)
 
 

@@ -59,6 +59,7 @@ class FakeEnv:
 
     built: ClassVar[list[int]] = []
     releases: ClassVar[tuple[Any, ...]] = ()
+    touches: ClassVar[tuple[Any, ...]] = ()
 
     def __init__(self, task: FakeTask) -> None:
         self.task, self.closed = task, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -47,12 +48,14 @@ class Press:
         condim: int = 3,
         gravity: str = f"0 0 -{GRAVITY}",
         damping: float = 200,
+        allowed: bool = False,
     ) -> None:
         robot = ROBOT.format(at=at, axis=axis, shape=shape, condim=condim, damping=damping)
         bodies = robot + obstacle if robot_first else obstacle + robot
         self.model = mujoco.MjModel.from_xml_string(WORLD.format(cone=cone, gravity=gravity, bodies=bodies))
         self.data = mujoco.MjData(self.model)
-        names = SceneNames("column", "palm", None, {}, {}, (), ())
+        objects = {"bench_1": "bench"} if allowed else {}
+        names = SceneNames("column", "palm", None, objects, {}, tuple(objects), ())
         self.monitor = ContactMonitor(self.model, BodyClasses.from_model(self.model, names))
         mujoco.mj_forward(self.model, self.data)
         self.monitor.begin(self.data)
@@ -183,10 +186,29 @@ def test_a_bounce_between_two_control_steps_is_seen() -> None:
     assert sample.impulse == pytest.approx(2 * (1 - press.data.qvel[0]), rel=0.02)
 
 
-def test_a_gap_does_not_count() -> None:
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_gap_does_not_count(allowed: bool) -> None:
     """Inside the margin a contact exists and may carry force, but the bodies are apart."""
-    press = Press(BENCH.format(shape="box", more='margin=".05" gap="0"'), "0 0 .46")
+    press = Press(BENCH.format(shape="box", more='margin=".05" gap="0"'), "0 0 .46", allowed=allowed)
     press.settle()
     assert press.data.ncon == 1 and press.data.contact.dist[0] > 0
     press.run(2)
-    assert press.monitor.events() == []
+    assert press.monitor.events() == press.monitor.touches() == []
+
+
+@pytest.mark.parametrize("robot_first", [True, False])
+@pytest.mark.parametrize("cone", ["elliptic", "pyramidal"])
+@pytest.mark.parametrize("shape", ["sphere", "box"])
+def test_an_allowed_contact_is_measured_as_a_forbidden_one(robot_first: bool, cone: str, shape: str) -> None:
+    """The hand falls on the bench and comes to rest: the same numbers, whether it may be there or not."""
+    bench = BENCH.format(shape="box", more='euler="0 10 0"')
+    one, other = (
+        Press(bench, "0.1 0.2 .46", shape=shape, robot_first=robot_first, cone=cone, allowed=allowed)
+        for allowed in (False, True)
+    )
+    for press in (one, other):
+        press.run(12)
+    (forbidden,), (touch,) = one.monitor.events(), other.monitor.touches()
+    assert not one.monitor.touches() and not other.monitor.events()
+    assert (forbidden.kind, touch.kind) == ("hand-table", "hand-interest") and forbidden.peak_force > 1.2 * 2 * GRAVITY
+    assert replace(touch, kind=forbidden.kind) == forbidden, "not bit for bit"

@@ -174,7 +174,7 @@ def test_the_force_threshold(store: Store) -> None:
 def test_an_older_layout_is_refused_with_the_way_out(store: Store) -> None:
     made = store(recorded(constant(32)))
     manifest = made.folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 1'))
     with pytest.raises(ValueError, match=r"data\.replay\.upgrade"):
         Risk().labels(RolloutStore.open(made.folder))
 
