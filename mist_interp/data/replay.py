@@ -104,8 +104,7 @@ def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
     if (again.steps, again.success) != (episode.steps, episode.success):
         raise ValueError(f"replay of {episode.key} ends otherwise than the recorded episode: {again.success}")
     queries = tuple(replace(old, hand=new.hand) for old, new in zip(episode.queries, again.queries, strict=True))
-    seen = {"contacts": again.contacts, "touches": again.touches, "releases": again.releases}
-    return replace(episode, queries=queries, **seen)
+    return replace(episode, queries=queries, contacts=again.contacts, touches=again.touches, releases=again.releases)
 
 
 def upgrade(store: RolloutStore, out: str | Path) -> RolloutStore:

@@ -168,6 +168,7 @@ def test_a_fork_goes_back_to_the_touches_it_had() -> None:
         (one.step, one.kind, one.body_robot, one.body_other) for one in first
     ]
     assert again[:4] == before
+    assert [one.peak_force for one in again] == pytest.approx([one.peak_force for one in first], rel=0.1)
     gantry.monitor.set_state(saved)
     assert gantry.monitor.touch_samples == before
     gantry.begin()
