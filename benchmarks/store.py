@@ -38,7 +38,7 @@ from rich.table import Table
 from mist_interp.core.files import write_atomic
 from mist_interp.core.provenance import provenance
 from mist_interp.data import EpisodeRecord, Manifest, QueryRecord, RolloutStore, Unit
-from mist_interp.data.store import TokenGroup
+from mist_interp.data.manifest import TokenGroup
 
 PROMISED = 0.02
 

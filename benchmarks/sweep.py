@@ -33,7 +33,7 @@ from rich.console import Console
 from mist_interp.core.files import write_atomic
 from mist_interp.core.provenance import provenance
 from mist_interp.data import EpisodeRecord, Manifest, QueryRecord, RolloutStore, Unit
-from mist_interp.data.store import TokenGroup
+from mist_interp.data.manifest import TokenGroup
 from mist_interp.probing import Failure, Probe, fit_layers
 
 PROMISED = 3.0

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from mist_interp.cli.progress import PLAIN_EVERY_SECONDS, duration
 from mist_interp.data.attempts import Progress
-from mist_interp.data.store import BALANCED, RolloutStore
+from mist_interp.data.manifest import BALANCED
+from mist_interp.data.store import RolloutStore
 from mist_interp.evaluation.statistics import wilson
 
 CONTACT_FORCE = 1.0  # N, from which a contact counts; as in the evaluation

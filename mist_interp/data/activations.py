@@ -32,9 +32,10 @@ from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import SiteKey
 from mist_interp.core.provenance import provenance
 from mist_interp.data.capture import change_texts, pooled, token_groups
+from mist_interp.data.manifest import INPUTS, Manifest, TokenGroup
 from mist_interp.data.plan import policy_settings, resolve_policy
 from mist_interp.data.records import EpisodeRecord, QueryRecord, Unit, episode_key
-from mist_interp.data.store import INPUTS, Manifest, RolloutStore, TokenGroup
+from mist_interp.data.store import RolloutStore
 
 # One unit of inputs is either there or comes from a function that is only called if it is not stored yet.
 Given = PolicyInputs | Callable[[], PolicyInputs]

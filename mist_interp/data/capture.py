@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import SiteKey
+from mist_interp.data.manifest import TokenGroup
 from mist_interp.data.records import Array, Decision
 from mist_interp.data.rollout import Act, Observation
-from mist_interp.data.store import TokenGroup
 
 POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda tokens: tokens.mean(dim=1),

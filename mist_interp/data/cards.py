@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from mist_interp.data.store import CHOSEN, INPUTS, Manifest
+from mist_interp.data.manifest import CHOSEN, INPUTS, Manifest
 
 BEGIN, END = "<!-- mist: begin -->", "<!-- mist: end -->"
 

@@ -24,12 +24,13 @@ from mist_interp.core.provenance import provenance
 from mist_interp.data.attempts import Attempts, Progress, Quota, quota_settings, write_counts
 from mist_interp.data.capture import caching_act, token_groups
 from mist_interp.data.collect_workers import run_in_processes
+from mist_interp.data.manifest import BALANCED, IID, Manifest, TokenGroup
 from mist_interp.data.perturbation import NONE
 from mist_interp.data.plan import Protocol, check_workers, plan_units, resolve_suite, run_settings
 from mist_interp.data.policy_source import named_policy, resolve_policy
 from mist_interp.data.records import EpisodeRecord, Unit, episode_key
 from mist_interp.data.rollout import rollout
-from mist_interp.data.store import BALANCED, IID, Manifest, RolloutStore, TokenGroup
+from mist_interp.data.store import RolloutStore
 from mist_interp.data.video import QUERIES_PER_SECOND, Film, check_videos, is_filmed, write_video
 
 log = logging.getLogger(__name__)

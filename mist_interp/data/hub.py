@@ -31,6 +31,7 @@ from mist_interp.core.errors import listing
 from mist_interp.data.cards import rollout_card
 from mist_interp.data.compaction import PACK_BYTES, contents, plan_packs, schemas, write_pack
 from mist_interp.data.findings import AUDIT, Row, asked_otherwise, findings_text, read_findings, sorted_findings
+from mist_interp.data.manifest import Manifest, differences
 from mist_interp.data.packs import INDEX, PACK_NAME, Pack, Packed, Packs, single_keys
 from mist_interp.data.remote import (
     MAIN,
@@ -42,7 +43,7 @@ from mist_interp.data.remote import (
     is_repository_name,
     patiently,
 )
-from mist_interp.data.store import Manifest, RolloutStore, differences
+from mist_interp.data.store import RolloutStore
 
 CARD, MANIFEST = "README.md", "manifest.json"
 TABLES = (MANIFEST, INDEX, CARD, AUDIT, "episodes/*", "queries/*", "activations/*")
@@ -63,8 +64,8 @@ def push_dataset(
     """Publish rollouts as a data set on the Hugging Face Hub; the same call finishes an interrupted one.
 
     Args:
-        folder: of a rollout store, or the store; a view (`where`, `only`) publishes its episodes, and what an audit found
-            in them.
+        folder: of a rollout store, or the store; a view (`where`, `only`) publishes its episodes, and what an audit
+            found in them.
         repo_id: `user/name`; made when it does not exist.
         private: visibility of a new repository; None is the default of the account. An existing repository must agree.
         token: None takes it from `HF_TOKEN` or `hf auth login`.

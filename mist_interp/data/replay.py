@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mist_interp.data.manifest import SCHEMA_VERSION
 from mist_interp.data.perturbation import NONE
 from mist_interp.data.records import Decision, EpisodeRecord
 from mist_interp.data.rollout import Environment, rollout
-from mist_interp.data.store import SCHEMA_VERSION, RolloutStore
+from mist_interp.data.store import RolloutStore
 
 
 class ReplayDiffers(ValueError):

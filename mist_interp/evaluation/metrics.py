@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.data.store import check_rates
+from mist_interp.data.manifest import check_rates
 from mist_interp.evaluation.statistics import DRAWS, Estimate, difference_estimate, ratio_estimate
 
 UNIT_COLUMNS = ["suite", "task", "init_state", "perturbation", "simulator_seed", "policy_seed"]

@@ -33,9 +33,9 @@ def recorded(row: Mapping[str, Any], queries: Iterable[Mapping[str, Any]]) -> Ep
         tuple(_query(query) for query in queries),
         tuple(read_contact(event) for event in row["events"]),
         tuple(ReleaseRecord(**release) for release in row["releases"]),
-        planned.arm,
-        row["seconds"],
-        row["provenance"],
+        arm=planned.arm,
+        seconds=row["seconds"],
+        provenance=row["provenance"],
     )
 
 

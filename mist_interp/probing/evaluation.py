@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mist_interp.core.errors import UnknownName
-from mist_interp.data.store import BALANCED, CHOSEN, RolloutStore
+from mist_interp.data.manifest import BALANCED, CHOSEN
+from mist_interp.data.store import RolloutStore
 from mist_interp.probing.controls import CONTROLS, SHUFFLED, SHUFFLED_FITS
 from mist_interp.probing.dataset import ProbeData
 from mist_interp.probing.folds import Fold, make_folds

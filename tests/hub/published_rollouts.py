@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from mist_interp.data.manifest import Manifest, TokenGroup
 from mist_interp.data.packs import read_rows
 from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, Unit
-from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
+from mist_interp.data.store import RolloutStore
 
 SITE = "blocks.3.hook_resid_post"
 GROUP = TokenGroup("action_read", ("blocks.0.hook_resid_post", SITE))

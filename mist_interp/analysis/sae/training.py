@@ -39,7 +39,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mist_interp.core.files import write_atomic
-from mist_interp.data.store import differences
+from mist_interp.data.manifest import differences
 
 PARAMETERS = ("encoder", "encoder_bias", "decoder", "bias")
 ADAM_EPSILON = 6.25e-10

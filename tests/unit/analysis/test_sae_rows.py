@@ -9,8 +9,9 @@ import pytest
 
 from mist_interp.analysis.sae.rows import TokenRows, split_by_start_state
 from mist_interp.data.activation_set import ActivationSet, start_states, unit_of_episode
+from mist_interp.data.manifest import Manifest, TokenGroup
 from mist_interp.data.records import EpisodeRecord, QueryRecord, Unit
-from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
+from mist_interp.data.store import RolloutStore
 
 SITE = "blocks.1.hook_resid_post"
 GROUPS = (TokenGroup("vision", (SITE,), "flat"), TokenGroup("action_read", (SITE,), "mean"))

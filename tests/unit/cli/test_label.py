@@ -11,8 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from mist_interp.cli import main
+from mist_interp.data.manifest import Manifest
 from mist_interp.data.records import ReleaseRecord
-from mist_interp.data.store import Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 from mist_interp.probing import Explanation, Risk, explain
 from mist_interp.probing.audit import Finding, append_finding, asked
 from mist_interp.report.label_figure import label_figure

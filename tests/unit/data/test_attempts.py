@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from mist_interp.data.attempts import SURPLUS, Attempts, Progress, Quota, write_counts
+from mist_interp.data.manifest import BALANCED, Manifest
 from mist_interp.data.plan import plan_units
 from mist_interp.data.records import EpisodeRecord, Unit, episode_key
-from mist_interp.data.store import BALANCED, Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 from tests.unit.evaluation.fakes import FakeSuite
 
 SUITE = FakeSuite()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mist_interp.data.failure_types import failure_type, failure_types
+from mist_interp.data.manifest import Manifest
 from mist_interp.data.records import EpisodeRecord, QueryRecord, ReleaseRecord, Unit
-from mist_interp.data.store import Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 
 BOWL, OTHER = "bowl_1", "bowl_2"
 

@@ -15,8 +15,9 @@ import pytest
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.names import Site
 from mist_interp.data.compaction import compact
+from mist_interp.data.manifest import Manifest, TokenGroup, check_rates
 from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, ReleaseRecord, Unit
-from mist_interp.data.store import Manifest, RolloutStore, TokenGroup, check_rates
+from mist_interp.data.store import RolloutStore
 
 SITES = ("blocks.0.hook_resid_post", "blocks.3.hook_resid_post", "ln_final.hook_normalized")
 GROUPS = (TokenGroup("action_read", SITES), TokenGroup("action_read.dz", SITES[1:2], "flat"))

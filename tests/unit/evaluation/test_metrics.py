@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from mist_interp.core.errors import UnknownName
+from mist_interp.data.manifest import Manifest
 from mist_interp.data.records import EpisodeRecord, Unit
-from mist_interp.data.store import Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 from mist_interp.evaluation.metrics import METRICS, estimate, metric, pair
 from mist_interp.evaluation.summary import summarize
 from tests.unit.evaluation.tables import episode, table

@@ -26,7 +26,7 @@ def quickstart() -> Any:
 
 def rollouts(folder: Path, inits: range, seed: int) -> RolloutStore:
     """Every third episode touches something in its fourth query; activations know nothing of it."""
-    from mist_interp.data.store import Manifest
+    from mist_interp.data.manifest import Manifest
 
     store = RolloutStore.create(folder, Manifest((GROUP,), {"model": "none"}))
     rng = np.random.default_rng(seed)

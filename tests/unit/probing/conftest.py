@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from synthetic_rollouts import GROUP, MakeStore
 
+from mist_interp.data.manifest import Manifest
 from mist_interp.data.records import EpisodeRecord
-from mist_interp.data.store import Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mist_interp.data.manifest import TokenGroup
 from mist_interp.data.records import ContactRecord, EpisodeRecord, QueryRecord, Unit
-from mist_interp.data.store import RolloutStore, TokenGroup
+from mist_interp.data.store import RolloutStore
 
 SITE = "blocks.3.hook_resid_post"
 NOISE_SITE = "blocks.0.hook_resid_post"

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from risk_fixtures import constant, course, recorded, touch
 
 from mist_interp.core.actions import ACTION_NAMES
+from mist_interp.data.manifest import Manifest
 from mist_interp.data.records import ReleaseRecord
-from mist_interp.data.store import Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 from mist_interp.probing.audit import Audit, Finding, append_finding, asked, shapley
 from mist_interp.probing.explanation import explain
 from mist_interp.probing.risk import NOT_AUDITED, NOT_NECESSARY, OTHERS, Risk, Verdict

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from synthetic_rollouts import MakeStore, make_episode
 
+from mist_interp.data.manifest import Manifest, TokenGroup
 from mist_interp.data.records import EpisodeRecord
-from mist_interp.data.store import Manifest, RolloutStore, TokenGroup
+from mist_interp.data.store import RolloutStore
 from mist_interp.probing.networks import MLP
 from mist_interp.probing.networks_fitted import Training
 from mist_interp.probing.predictor_policies import PolicyPredictor, matching, whitening

@@ -14,8 +14,9 @@ from risk_fixtures import BACK, UP, constant, course, recorded, touch
 from synthetic_rollouts import MakeStore, contact, make_episode
 
 from mist_interp.core.actions import ACTION_NAMES
+from mist_interp.data.manifest import Manifest
 from mist_interp.data.records import EpisodeRecord, ReleaseRecord
-from mist_interp.data.store import Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 from mist_interp.probing import Probe, cross_validate
 from mist_interp.probing.risk import Risk
 from mist_interp.probing.scores import Judged, auc

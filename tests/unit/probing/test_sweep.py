@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from synthetic_rollouts import GROUP, NOISE_SITE, SITE, MakeStore, make_episode, outcome_store
 from test_several_outputs import PerDimension
 
+from mist_interp.data.manifest import check_rates
 from mist_interp.data.records import EpisodeRecord
-from mist_interp.data.store import check_rates
 from mist_interp.probing import Failure, Fold, LayerSweep, Probe, cross_validate, fit_layers
 from mist_interp.probing.evaluation import plan_folds
 from mist_interp.probing.folds import make_folds

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_rollouts import GROUP, MakeStore, contact, make_episode
 
+from mist_interp.data.manifest import Manifest
 from mist_interp.data.records import ContactRecord
-from mist_interp.data.store import Manifest, RolloutStore
+from mist_interp.data.store import RolloutStore
 from mist_interp.probing.targets import ContactAhead, Failure, Labels, target, target_config, target_from_config
 
 RNG = np.random.default_rng(0)
