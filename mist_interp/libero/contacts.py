@@ -27,9 +27,6 @@ Samples of touches have no closing geometry: nothing asks which dimension closed
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field, replace
-
 import mujoco
 import numpy as np
 
@@ -38,7 +35,8 @@ from mist_interp.libero.bodies import ROBOT, BodyClass, BodyClasses
 from mist_interp.libero.contact_events import MERGED_BREAK, ContactEvent, ContactSample, group_events
 from mist_interp.libero.contact_load import Load, vector
 from mist_interp.libero.hand import Hand, own_dofs, own_velocity
-from mist_interp.libero.releases import Release, ReleaseLog
+from mist_interp.libero.monitor_state import MonitorState, Pair
+from mist_interp.libero.releases import Release
 from mist_interp.libero.touches import TouchPoints, touch_loads
 
 __all__ = ["ContactEvent", "ContactMonitor", "ContactSample", "MonitorState", "group_events"]
@@ -47,46 +45,6 @@ GRASP_MEMORY = 5  # physics sub-steps
 
 # What a pair of groups can mean, whatever is held (bits).
 FORBIDDEN, GRASP, SCENE, TOUCH = 1, 2, 4, 8
-
-Pair = tuple[int, int]  # group of the robot or of the held object, group of what it touches
-
-
-@dataclass
-class MonitorState:
-    """All that changes while a monitor runs, which is what a fork of the simulator has to save.
-
-    Attributes:
-        step: finished control steps.
-        clock: sub-steps so far.
-        touched: clock of the last touch, by object and finger.
-        held: groups held at the last sub-step.
-        excluded: control step in which an excluded pair was last seen.
-        resting: control step in which a pair of scene groups was last seen.
-        collided: control step in which a pair was last recorded.
-        loads: what the current control step has collected.
-        samples: what the finished control steps have recorded.
-        touch_points: allowed contact points of all sub-steps.
-        releases: what was let go.
-        speeds: joint velocities after the last sub-step, that is, before the forces of the next one.
-    """
-
-    step: int = 0
-    clock: int = 0
-    touched: dict[int, dict[int, int]] = field(default_factory=dict)
-    held: frozenset[int] = frozenset()
-    excluded: dict[Pair, int] = field(default_factory=dict)
-    resting: dict[Pair, int] = field(default_factory=dict)
-    collided: dict[Pair, int] = field(default_factory=dict)
-    loads: dict[Pair, Load] = field(default_factory=dict)
-    samples: list[ContactSample] = field(default_factory=list)
-    touch_points: list[TouchPoints] = field(default_factory=list)
-    releases: ReleaseLog = field(default_factory=ReleaseLog)
-    speeds: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-    def copy(self) -> MonitorState:
-        """Return an independent copy."""
-        rest = copy.deepcopy(replace(self, samples=[], touch_points=[]))
-        return replace(rest, samples=list(self.samples), touch_points=list(self.touch_points))
 
 
 class ContactMonitor:
@@ -318,7 +276,7 @@ class ContactMonitor:
             found = {contact: pair for contact, pair in found.items() if pair[1] not in held or thing < pair[1]}
             forbidden = {contact: pair for contact, pair in found.items() if meaning[contact] & FORBIDDEN}
             if thing not in state.held:
-                self._exclude_resting(thing, set(forbidden.values()))
+                state.exclude_resting(thing, set(forbidden.values()))
             for contact, pair in forbidden.items():
                 self._add(data, contact, pair, int(pairs[contact]), substep, forces, touching)
             touching |= {contact: self._code(pair) for contact, pair in found.items() if contact not in forbidden}
@@ -352,15 +310,6 @@ class ContactMonitor:
                 normals[finger] += sign * gaps[contact] * data.contact.frame[contact, :3]
         fingers = list(normals.values())
         return any(float(a @ b) < 0 for index, a in enumerate(fingers) for b in fingers[:index])
-
-    def _exclude_resting(self, thing: int, touching: set[Pair]) -> None:
-        """Exclude what an object touches, or has just touched, when it becomes held."""
-        state = self._state
-        since = state.step - 1 - MERGED_BREAK
-        rested = {(thing, a + b - thing) for (a, b), seen in state.resting.items() if thing in (a, b) and seen >= since}
-        for pair in touching | rested:
-            if pair not in state.loads and state.collided.get(pair, since - 1) < since:
-                state.excluded[pair] = state.step
 
     def _add(
         self,
