@@ -16,10 +16,10 @@ from mist_interp.core.provenance import provenance
 from mist_interp.data.plan import Protocol
 from mist_interp.data.replay import ReplayDiffers
 from mist_interp.data.video import write_video
-from mist_interp.evaluation.arms import Arm
+from mist_interp.evaluation.arms import Arm, NoEdit
 from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import EnvironmentPool, MakeEnv
-from mist_interp.evaluation.episode import error_row, now, run_episode
+from mist_interp.evaluation.episode import Ran, error_row, now, run_episode
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import REFERENCE_ARM, PlannedEpisode
 from mist_interp.evaluation.subject import model_facts
@@ -87,11 +87,12 @@ class _Runner:
 
     def __init__(self, policy: Any, job: Job) -> None:
         self._policy, self._job = policy, job
-        self.folder, self._arms = ResultsFolder(job.out), {arm.name: arm for arm in job.arms}
+        self.folder = ResultsFolder(job.out)
+        self._arms: dict[str, Arm] = {REFERENCE_ARM: NoEdit()} | {arm.name: arm for arm in job.arms}
         self.pool = EnvironmentPool(job.suite.tasks, job.protocol.render, job.make_env)
         self.facts = {**provenance(), **model_facts(policy), "profile": job.protocol.profile}
         self._gated = gated_names(job.arms) if job.fork else frozenset()
-        self._shadows = Shadows(self.folder, from_disk=not remembers(job.detector))
+        self._shadows = Shadows(self.folder, forgetful=remembers(job.detector))
         self._films = job.videos in ("all", "failures")
         self._camera: Camera | None = None
 
@@ -104,17 +105,11 @@ class _Runner:
         env = self.pool.get(planned.unit)
         self._camera = Camera(env) if self._films else None
         origin = self._origin(shadow, env)
-        ran = run_episode(
+        ran = self._run(
             env,
-            self._policy,
-            self._arms[planned.arm],
             planned,
-            instruction=job.suite.tasks[planned.unit.task].instruction,
             max_steps=job.protocol.step_limit(job.suite),
-            open_loop_steps=job.protocol.open_loop_steps,
-            detector=job.detector,
             on_step=self._camera.on_step if self._camera else None,
-            provenance=self.facts,
             origin=origin,
             keep_trigger=planned.arm == REFERENCE_ARM and bool(self._gated),
             full_horizon=job.full_horizon,
@@ -123,16 +118,46 @@ class _Runner:
             self._shadows.keep(planned.unit, Shadow(ran.row, ran.queries, ran.moment))
         return ran.row, ran.queries
 
+    def _run(self, env: Any, planned: PlannedEpisode, **options: Any) -> Ran:
+        job = self._job
+        return run_episode(
+            env,
+            self._policy,
+            self._arms[planned.arm],
+            planned,
+            instruction=job.suite.tasks[planned.unit.task].instruction,
+            open_loop_steps=job.protocol.open_loop_steps,
+            detector=job.detector,
+            provenance=self.facts,
+            **options,
+        )
+
     def _origin(self, shadow: Shadow | None, env: Any) -> Origin | None:
         if shadow is None:
             return None
         try:
+            if shadow.forgotten:
+                self._live_again(shadow, env)
             return shadow.bring(env, self._camera.on_step if self._camera else None)
         except ReplayDiffers as error:
-            log.warning("%s; this arm is run from the start", error)
+            log.warning("%s; this unit's arms are run from the start", error)
+            self._shadows.keep(PlannedEpisode.from_row(shadow.row).unit, None)
             if self._camera:
                 self._camera = Camera(env)
             return None
+
+    def _live_again(self, shadow: Shadow, env: Any) -> None:
+        """Run `none` up to its trigger once more, for what the detector knew there.
+
+        Raises:
+            ReplayDiffers: it comes out otherwise.
+        """
+        assert shadow.moment
+        last = shadow.queries[shadow.moment.query]["step"] + 1
+        ran = self._run(env, PlannedEpisode.from_row(shadow.row), max_steps=last, keep_trigger=True)
+        if ran.moment is None or ran.row["prefix_hash"] != shadow.row["prefix_hash"]:
+            raise ReplayDiffers(f"{shadow.row['key']} does not come out as it is stored up to its trigger")
+        shadow.moment, shadow.forgotten = ran.moment, False
 
     def store(self, planned: PlannedEpisode, row: Row, queries: list[Row]) -> None:
         """Keep a finished episode, its film first.

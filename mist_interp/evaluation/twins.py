@@ -94,11 +94,13 @@ class Shadow:
         row: its row.
         queries: its query rows.
         moment: its first trigger; None without one.
+        forgotten: what a detector that remembers knew at the trigger was not kept; `none` must live through it again.
     """
 
     row: Row
     queries: Sequence[Row]
     moment: Moment | None
+    forgotten: bool = False
 
     def bring(self, env: Any, on_step: Callable[[int], None] | None = None) -> Origin:
         """Bring the simulator to the trigger.
@@ -127,37 +129,33 @@ class Shadows:
 
     Args:
         folder: where rows and queries are.
-        from_disk: whether stored episodes can be gone on from; not if the detector remembers earlier queries, which the
-            disk does not. Those without a trigger can be copied all the same.
+        forgetful: whether the detector remembers earlier queries, which the disk does not.
     """
 
-    def __init__(self, folder: ResultsFolder, *, from_disk: bool = True) -> None:
-        self._folder = folder
+    def __init__(self, folder: ResultsFolder, *, forgetful: bool = False) -> None:
+        self._folder, self._forgetful = folder, forgetful
         done = [row for row in folder.rows() if row["arm"] == REFERENCE_ARM and row["status"] == "ok"]
-        self._stored = {
-            PlannedEpisode.from_row(row).unit: row for row in done if from_disk or row["trigger_query"] is None
-        }
+        self._stored = {PlannedEpisode.from_row(row).unit: row for row in done}
         self._unit: Unit | None = None
         self._shadow: Shadow | None = None
 
-    def keep(self, unit: Unit, shadow: Shadow) -> None:
-        """Remember the episode that has just run, until the next unit."""
+    def keep(self, unit: Unit, shadow: Shadow | None) -> None:
+        """Remember the episode that has just run, or that there is none to go on from, until the next unit."""
         self._unit, self._shadow = unit, shadow
 
     def of(self, unit: Unit) -> Shadow | None:
         """The unit's `none` episode; None if it has crashed or is not in the plan."""
         if unit != self._unit:
             row = self._stored.get(unit)
-            self.keep(unit, self._load(row)) if row else self._forget(unit)
+            self.keep(unit, self._load(row) if row else None)
         return self._shadow
-
-    def _forget(self, unit: Unit) -> None:
-        self._unit, self._shadow = unit, None
 
     def _load(self, row: Row) -> Shadow:
         queries = pq.read_table(self._folder.queries_path(PlannedEpisode.from_row(row))).to_pylist()
         trigger = row["trigger_query"]
-        return Shadow(row, queries, None if trigger is None else Moment(trigger))
+        if trigger is None:
+            return Shadow(row, queries, None)
+        return Shadow(row, queries, Moment(trigger), self._forgetful)
 
 
 def copied_row(shadow: Shadow, planned: PlannedEpisode, facts: Mapping[str, str], finished_at: str) -> Row:

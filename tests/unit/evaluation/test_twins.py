@@ -216,7 +216,7 @@ def test_a_replay_that_leaves_the_recorded_states_is_run_from_the_start(
     original = FakeEnv.state_hash
     monkeypatch.setattr(FakeEnv, "state_hash", lambda self: original(self) + "x")
     result = run(tmp_path / "cut", inits=(0, 1, 2))
-    assert "leaves the recorded states at query 0" in caplog.text and "this arm is run from the start" in caplog.text
+    assert "leaves the recorded states at query 0" in caplog.text and "arms are run from the start" in caplog.text
     assert {row["start"] for row in result.folder.rows() if row["init_state"]} == {"reset"}
     assert result.summary()["twins"]["arms"]["slow"]["pairs"]["lost"] == 2
 
@@ -295,11 +295,29 @@ def test_a_detector_that_remembers_goes_on_where_it_was(tmp_path: Path) -> None:
         assert outcome(mine) == outcome(other)
         assert states(forked.folder, mine) == states(whole.folder, other)
     assert "fork" in {row["start"] for row in forked.folder.rows()}
-    # What it knew is not on the disk, so a run that was cut starts its arms from the beginning.
+    # What it knew is not on the disk: in a run that was cut `none` lives through it again, once for all arms.
     cut(forked.folder.path, tmp_path / "cut", lambda row: row["arm"] == "none")
-    again = run(tmp_path / "cut", detector=detector).folder.rows()
-    assert {row["start"] for row in again} == {"reset"}
-    assert [outcome(row) for row in again] == [outcome(row) for row in whole.folder.rows()]
+    counting = Counting()
+    again = run(tmp_path / "cut", detector=Detector(counting, threshold=1.5, name="counting")).folder
+    assert [row["start"] for row in again.rows()] == [row["start"] for row in forked.folder.rows()]
+    assert "fork" in {row["start"] for row in again.rows()}
+    for mine, other in zip(again.rows(), whole.folder.rows(), strict=True):
+        assert outcome(mine) == outcome(other)
+        assert states(again, mine) == states(whole.folder, other)
+
+
+def test_what_does_not_come_out_again_is_run_from_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    detector = Detector(Counting(), threshold=1.5, name="counting")
+    whole = run(tmp_path / "whole", detector=detector, fork=False)
+    cut(whole.folder.path, tmp_path / "cut", lambda row: row["arm"] == "none")
+    rows = read_json_lines(tmp_path / "cut" / "episodes.jsonl")
+    strange = [row | {"prefix_hash": "of another machine"} for row in rows]
+    (tmp_path / "cut" / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in strange))
+    again = [row for row in run(tmp_path / "cut", detector=detector).folder.rows() if row["arm"] != "none"]
+    assert {row["start"] for row in again if row["triggered"]} == {"reset"}
+    assert caplog.text.count("does not come out as it is stored") == sum(row["triggered"] for row in strange)
+    others = [row for row in whole.folder.rows() if row["arm"] != "none"]
+    assert [outcome(row) for row in again] == [outcome(row) for row in others]
 
 
 def test_films_of_forked_episodes_begin_at_the_beginning(tmp_path: Path) -> None:
