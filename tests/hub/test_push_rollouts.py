@@ -223,9 +223,9 @@ def test_an_audit_goes_along(hub: LocalHub, store: RolloutStore) -> None:
 
 def test_of_a_view_only_its_findings_go_along_and_those_that_are_there_stay(hub: LocalHub, store: RolloutStore) -> None:
     zero, one, two = audit(store, 0, 1, 2)
-    push_dataset(store.only(store.keys[:1]), NAME)
+    push_dataset(store.where(inits=[0]), NAME)
     assert read_findings(load_rollouts(NAME).audit_path) == [zero]
-    push_dataset(store.only(store.keys[1:2]), NAME)
+    push_dataset(store.where(inits=[1]), NAME)
     assert read_findings(load_rollouts(NAME).audit_path) == [zero, one]
     push_dataset(store, NAME)
     assert read_findings(load_rollouts(NAME).audit_path) == [zero, one, two]
