@@ -59,12 +59,13 @@ def main(settings: Settings) -> None:
     store = RolloutStore.open(settings.rollouts)
     known = Audit.of(store) if store.audit_path.is_file() else Audit(())
     chosen = with_events(store, settings)
+    whole = set(chosen[: settings.subsets])
     index, count = (int(part) for part in settings.shard.split("/"))
     with Environments() as environments:
-        for place in range(index, len(chosen), count):
+        for key in sorted(chosen)[index::count]:  # a task's scene is built once
             start, found = time.perf_counter(), 0
-            episode, subsets = store.episode(chosen[place]), place < settings.subsets
-            for finding in audit_episode(environments.of(episode), episode, risk, subsets=subsets, skip=known):
+            episode = store.episode(key)
+            for finding in audit_episode(environments.of(episode), episode, risk, subsets=key in whole, skip=known):
                 append_finding(store, finding)
                 found += 1
             print(f"{episode.key}: {found} findings, {time.perf_counter() - start:.0f} s", flush=True)
