@@ -1,7 +1,7 @@
 """What do forks save an evaluation of several arms, and what does a second process bring it?
 
     forks      `none` and 8 arms that wait for the gate: begun at the trigger of `none`, against all run from the start
-    workers    `none` alone on the same units: two processes against one
+    workers    `none` alone on units of all ten tasks: two processes against one, their start included
 
 Both ways must end in the same rows, which is checked. What forks save depends on how many units are triggered and when,
 so both are stated. The second process loads the policy and the simulator as well, as it does in every run.
@@ -68,6 +68,9 @@ class Settings:
     perturbation: str = "push0.4"
     """What disturbs the robot."""
 
+    many: tuple[int, ...] = tuple(range(25, 45))
+    """Start states of every task that two processes share."""
+
     out: Path | None = None
     """JSON with the numbers, the machine and the versions."""
 
@@ -79,11 +82,12 @@ def main(settings: Settings) -> None:
     numbers: dict[str, Any] = {"provenance": provenance()}
     with tempfile.TemporaryDirectory() as folder:
         runs, seconds = {}, {}
+        shared = {"tasks": range(10), "inits": settings.many, "perturbations": ("none",)}
         for name, options in {
             "from the start": {"arms": ("none", *ARMS), "fork": False},
             "forked": {"arms": ("none", *ARMS)},
-            "one process": {"arms": ("none",)},
-            "two processes": {"arms": ("none",), "workers": 2},
+            "one process": {"arms": ("none",), **shared},
+            "two processes": {"arms": ("none",), "workers": 2, **shared},
         }.items():
             begun = time.perf_counter()
             runs[name] = timed(settings, Path(folder) / name.replace(" ", "-"), **options)
@@ -112,17 +116,9 @@ def main(settings: Settings) -> None:
 
 def timed(settings: Settings, out: Path, arms: tuple[str, ...], **options: Any) -> Evaluation:
     """One evaluation into an empty folder."""
-    return evaluate(
-        "mini",
-        "libero_spatial",
-        parse_arms(arms),
-        out=out,
-        tasks=settings.tasks,
-        inits=settings.inits,
-        perturbations=(settings.perturbation,),
-        detector=read_gate(settings.gate),
-        **options,
-    )
+    units = {"tasks": settings.tasks, "inits": settings.inits, "perturbations": (settings.perturbation,)}
+    gate = read_gate(settings.gate)
+    return evaluate("mini", "libero_spatial", parse_arms(arms), out=out, detector=gate, **{**units, **options})
 
 
 def check_same(one: Evaluation, other: Evaluation) -> None:

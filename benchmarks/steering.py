@@ -6,10 +6,11 @@ weights, which costs what a fitted one costs. The last figure is the cost of an 
 share of the queries, as a gate that is no co-policy is.
 
 Aim: gate and `mist` edit together at most 1.5 x a plain query.
-Measured on one core of a busy two-core x86-64 machine: the gate alone 1.10 x a plain query; with `mist` behind the last
-block 1.42 x, one block earlier 2.0 x (seven backward passes through a block), on four of the eight chunk steps 1.7 x,
-in three rounds, as the study of recovery has it, 3.1 x; two blocks earlier 3.7 x. Where the gate is open at 30 % of the
-queries an episode costs 1.20, 1.35, 1.31, 1.70 and 1.88 x.
+Measured on one core of a busy two-core x86-64 machine: the gate alone 1.09 x a plain query; with `mist` behind the last
+block 1.40 x, and 1.32 x if it holds no other dimension (`mist-free` of the study of recovery: a backward pass per moved
+dimension in place of seven); one block earlier 2.0 x, holding nothing 1.7 x, on four of the eight chunk steps 1.8 x, in
+three rounds (`mist` of that study) 3.4 x; two blocks earlier 3.7 x. Where the gate is open at 30 % of the queries an
+episode costs 1.20, 1.20, 1.40, 1.29, 1.34, 1.84 and 1.90 x.
 
 With --large the same ways on the widths of the published 7B with two of its 32 blocks and random weights; the other
 thirty are added at the cost of one, measured beside. An estimate, for a processor, in single precision. Aim: 1.3 x.
