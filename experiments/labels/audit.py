@@ -2,7 +2,7 @@
 
 Every event of the recorded episodes, from every query that sees it coming: fork there, run the same actions again
 without one dimension (7 replays), or with every subset of dimensions (128, on the first `--subsets` of them).
-Writes a line per query and event to <out>/audit.jsonl, the table to <out>/kappa.csv and a figure; prints the table.
+Writes a line per query and event to audit.jsonl in the rollouts' folder, the table to <out>/kappa.csv and a figure.
 Run it again and it goes on where it stopped; several processes may share the folder with --shard i/n.
 
     python experiments/labels/audit.py --rollouts results/rollouts --out results/labels

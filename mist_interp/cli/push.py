@@ -42,7 +42,8 @@ class Command:
     """Title of the commit."""
 
     replace: bool = False
-    """Publish episodes that are there with other content; the history keeps the old ones."""
+    """Publish episodes that are there with other content, and our audit in place of one that asked differently; the
+    history keeps the old ones."""
 
     videos: bool = False
     """Publish the films of the episodes as well."""

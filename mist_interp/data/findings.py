@@ -2,8 +2,8 @@
 
 `audit.jsonl` in the folder of a store holds one line of JSON per query and event (`mist_interp.probing.audit` says
 what is in it). Here a finding is a row of which only this counts: its episode, the control steps of its query (`step`)
-and of its event (`event`), and `asked`, a hash of what was run again. Several processes may add lines; of several lines
-on one event the last one counts.
+and of its event (`event`), the `rule` by which it was made, and `asked`, a hash of what was run again. Several
+processes may add lines; of several lines on one event the last one counts.
 """
 
 from __future__ import annotations
@@ -43,8 +43,12 @@ def findings_text(rows: Iterable[Row]) -> str:
 
 
 def asked_otherwise(ours: Iterable[Row], theirs: Iterable[Row]) -> list[str]:
-    """Episodes that two audits asked different questions about: of other episodes, or with another horizon or force."""
+    """Episodes whose findings of ours cannot stand beside theirs: made by another rule, or of other actions."""
+    theirs = list(theirs)
+    rules = {row["rule"] for row in theirs}
     there = {(row["episode"], row["step"]): row["asked"] for row in theirs}
-    return sorted(
-        {row["episode"] for row in ours if there.get((row["episode"], row["step"]), row["asked"]) != row["asked"]}
-    )
+
+    def differs(row: Row) -> bool:
+        return bool(rules - {row["rule"]}) or there.get((row["episode"], row["step"]), row["asked"]) != row["asked"]
+
+    return sorted({row["episode"] for row in ours if differs(row)})

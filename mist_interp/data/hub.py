@@ -9,7 +9,7 @@ better than many small ones. A push
     its pack is written anew; the history of the repository keeps theirs),
     removes packs that the index does not name: of replaced episodes, or of an interrupted push of other ones,
     joins what a knockout audit found here and there (of the same event ours counts), and refuses when the two audits
-    asked with another horizon or force (`replace=True` publishes ours),
+    asked differently (`replace=True` publishes ours, and drops theirs),
 
 and starts over from the first step when the Hub was busy or somebody else committed in between. Episodes are compared
 by the digests of their content, and a pack's name says what it holds. So the same call finishes an interrupted push and
@@ -71,8 +71,8 @@ def push_dataset(
         token: None takes it from `HF_TOKEN` or `hf auth login`.
         revision: branch to publish to; made when it does not exist.
         message: title of the commits.
-        replace: publish our content of episodes that are there with other content, and our audit of episodes that are
-            there with an audit of another horizon or force.
+        replace: publish our content of episodes that are there with other content, and our audit in place of one that
+            asked differently.
         videos: publish the films of the episodes as well.
         on_progress: is told where the push stands.
 
@@ -255,12 +255,14 @@ class _Push:
         differing = asked_otherwise(ours, theirs)
         if differing and not replace:
             raise HubError(
-                f"the knockout audits here and in {self.repository.name} were made with another horizon or force: "
-                f"{listing(differing)}. Nothing was uploaded: push with replace=True to publish yours (the history "
+                f"the knockout audits here and in {self.repository.name} ask differently (another horizon, force or "
+                f"rule, or other actions): {listing(differing)}. Nothing was uploaded: push with replace=True to "
+                "publish yours (the history "
                 "keeps theirs), or to another repository or revision"
             )
         if differing:  # labels do not take a mixture
-            theirs = [row for row in theirs if row["episode"] not in self.mine]
+            rules = {row["rule"] for row in ours}
+            theirs = [row for row in theirs if row["episode"] not in self.mine and row["rule"] in rules]
         return sorted_findings([*theirs, *ours])
 
     def _theirs(self, there: _Published, keys: Iterable[str], kinds: Iterable[str] | None = None) -> list[RolloutStore]:

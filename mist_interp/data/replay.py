@@ -8,11 +8,15 @@ the recorded states (another version of the simulator) is an error and never a r
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mist_interp.core.files import write_atomic
+from mist_interp.data.attempts import SURPLUS
+from mist_interp.data.findings import findings_text, read_findings
 from mist_interp.data.manifest import SCHEMA_VERSION
 from mist_interp.data.perturbation import NONE
 from mist_interp.data.records import Decision, EpisodeRecord
@@ -111,6 +115,8 @@ def replay(env: Environment, episode: EpisodeRecord) -> EpisodeRecord:
 def upgrade(store: RolloutStore, out: str | Path) -> RolloutStore:
     """Replay the episodes of a store of LIBERO rollouts into a store of the present layout; resumable.
 
+    Their films, what an audit found in them, and the attempts that were not stored go along.
+
     Args:
         store: rollouts of any readable layout; a view (`where`, `only`) gives its episodes.
         out: folder of the new store.
@@ -125,6 +131,14 @@ def upgrade(store: RolloutStore, out: str | Path) -> RolloutStore:
             if key not in new:
                 episode = store.episode(key)
                 new.append(replay(Blindfolded(environments.of(episode)), episode))
+    for name, film in store.videos().items():
+        (new.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(film, new.folder / name)
+    if findings := read_findings(store.audit_path, store.keys):
+        write_atomic(new.audit_path, findings_text(findings))
+    attempts = store.folder / SURPLUS
+    if attempts.is_file() and store.kept is None:  # attempts that were run and not stored: the counts need them
+        shutil.copyfile(attempts, new.folder / SURPLUS)
     return new
 
 

@@ -172,7 +172,8 @@ class RolloutStore:
             perturbations: keep these.
             simulator_seeds: keep these.
             policy_seeds: keep these.
-            units: keep these, where the other arguments do not suffice.
+            units: keep these, where the other arguments do not suffice; a list of single units may have been picked by
+                how they ended, so the selection is then that of `only`.
 
         Raises:
             UnknownName: no episode has this value.
@@ -194,7 +195,8 @@ class RolloutStore:
                 if value not in here:
                     raise UnknownName(name.replace("_", " "), value, map(str, sorted(here)))
             kept &= rows[name].isin(wanted)
-        return replace(self, kept=tuple(rows.loc[kept, "episode"]))
+        chosen = tuple(rows.loc[kept, "episode"])
+        return replace(self, kept=chosen) if units is None else self.only(chosen)
 
     def episodes(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row per episode, sorted by key; `contacts` and `touches` hold lists of dictionaries.

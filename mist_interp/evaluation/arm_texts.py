@@ -214,6 +214,11 @@ def _wrong_direction(direction: SteeringDirection, coef: float = 1.0, **options:
 
 
 def _learned(probe: Probe, **options: Any) -> LearnedDirections:
+    if options.get("mode") == "replace":  # a probe's weights are a direction and no state
+        raise ValueError(
+            "mode=replace puts a state in place of another, and a probe has none; in Python "
+            "LearnedDirections({output: mean of the safe states}, mode='replace')"
+        )
     return LearnedDirections({output: probe.direction(output) for output in probe.outputs_}, **options)
 
 

@@ -53,7 +53,8 @@ def run_in_processes(
             parts[-1].put(block)
     # Threads of all workers together use each core once; more makes every one of them slower.
     threads = max(1, (os.cpu_count() or 1) // workers)
-    log = ResultsFolder(job.out).rows_path
+    folder = ResultsFolder(job.out)
+    log = folder.rows_path
     _, read = json_lines_from(log, 0)
 
     def follow() -> None:
@@ -79,12 +80,17 @@ def run_in_processes(
             if process.is_alive():
                 process.terminate()
                 process.join()
+        for blocks in parts:
+            blocks.cancel_join_thread()  # else what nobody has taken keeps this process from ending
     failed = [process.exitcode for process in processes if process.exitcode]
     if failed:
         raise RuntimeError(
             f"{len(failed)} of {workers} workers ended early (exit codes {failed}); finished episodes are kept, "
             "the same command goes on"
         )
+    left = folder.missing(todo)
+    if left:
+        raise RuntimeError(f"{len(left)} of {len(todo)} episodes were taken by no worker; the same command goes on")
 
 
 def split_in_parts(todo: Sequence[PlannedEpisode], workers: int) -> list[list[list[PlannedEpisode]]]:

@@ -52,6 +52,7 @@ class Finding:
         geometric: (7,) 1 to blame by geometry, 0 not, None unattributed.
         shares: (6,) rho_d; None unattributed.
         reproduced: whether the event happens again when nothing is changed.
+        rule: what the labels ask, see `Risk.asks`.
         asked: what was run again, see `asked`.
         necessary: (7,) whether it disappears without the dimension; None if it was not reproduced.
         shapley: (7,) exact Shapley values of the event's happening; None if the subsets were not run.
@@ -65,6 +66,7 @@ class Finding:
     geometric: tuple[float | None, ...]
     shares: tuple[float | None, ...]
     reproduced: bool
+    rule: str
     asked: str
     necessary: tuple[bool, ...] | None = None
     shapley: tuple[float, ...] | None = None
@@ -111,13 +113,24 @@ class Audit:
 
         Raises:
             FileNotFoundError: there is none.
+            ValueError: its findings were made by several rules.
         """
         if not store.audit_path.is_file():
             raise FileNotFoundError(
                 f"the rollouts in {store.folder} have no knockout audit ({AUDIT}); "
                 f"experiments/labels/audit.py --rollouts {store.folder} makes one"
             )
-        return cls(tuple(_finding(row) for row in read_findings(store.audit_path)))
+        audit = cls(tuple(_finding(row) for row in read_findings(store.audit_path)))
+        if len(audit.rules) > 1:
+            raise ValueError(
+                f"{store.audit_path} mixes audits: {'; '.join(audit.rules)}. Keep the lines of one of them"
+            )
+        return audit
+
+    @cached_property
+    def rules(self) -> tuple[str, ...]:
+        """What the findings ask, see `Risk.asks`: one rule, unless two audits were mixed."""
+        return tuple(sorted({each.rule for each in self.findings}))
 
     def kappas(self) -> Float[Array, "7"]:
         """Kappa of each dimension.
@@ -137,23 +150,29 @@ class Audit:
         with np.errstate(invalid="ignore"):
             return self.kappas() < TRUSTED_KAPPA
 
-    def opinion(self, episode: str, step: int, asked: str) -> Opinion:
+    def opinion(self, episode: str, step: int, rule: str, asked: str) -> Opinion:
         """What the audit says of the query at a control step of an episode.
 
         Args:
             episode: key.
             step: control step of the query.
-            asked: what the labels ask, see `asked`.
+            rule: what the labels ask, see `Risk.asks`.
+            asked: which actions they are about, see `asked`.
 
         Raises:
             ValueError: the audit asked something else.
         """
+        again = f"or move {AUDIT} away and run experiments/labels/audit.py again"
+        if self.findings and self.rules != (rule,):
+            raise ValueError(
+                f"the audit was made with {'; '.join(self.rules)}, and the labels ask with {rule}. Ask as the audit "
+                f"did, {again}"
+            )
         found = self._of_query.get((episode, step), ())
         if any(each.asked != asked for each in found):
             raise ValueError(
-                f"the audit is of other episodes, or was made with another horizon or force: at control step {step} of "
-                f"{episode} other actions were run again than the labels are about. Ask for labels with the horizon "
-                f"and force of the audit, or move {AUDIT} away and run experiments/labels/audit.py again"
+                f"the audit is of other episodes: at control step {step} of {episode} other actions were run again "
+                f"than these labels are about. Give the audit of these rollouts, {again}"
             )
         judged = [each for each in found if each.necessary is not None]
         return Opinion(self._replaced, {each.event: np.array(each.necessary, dtype=np.float64) for each in judged})
@@ -206,7 +225,13 @@ class Audit:
 
 
 def append_finding(store: RolloutStore, finding: Finding) -> None:
-    """Add one finding to the audit of a store; several processes may do so."""
+    """Add one finding to the audit of a store; several processes may do so.
+
+    Raises:
+        ValueError: the store lies in the Hub's cache, whose files are those of what is published.
+    """
+    if (store.folder / "manifest.json").is_symlink():
+        raise ValueError(f"{store.folder} is a copy of what is published; audit one of your own: mist compact FROM OUT")
     append_json_line(store.audit_path, asdict(finding))
 
 

@@ -39,7 +39,7 @@ def audit_episode(
         skip: findings that exist; they are not made again.
 
     Raises:
-        ValueError: the replay leaves the recorded states, or `skip` is of another episode, horizon or force.
+        ValueError: the replay leaves the recorded states, or `skip` is of another episode or another rule.
     """
     course, known = Course.of(episode), skip or Audit(())
     fork, at = None, None
@@ -67,6 +67,7 @@ def audit_episode(
                 geometric=_plain(blame.own),
                 shares=_plain(blame.shares),
                 reproduced=bool(runs),
+                rule=risk.asks,
                 asked=asked(actions, risk.force),
                 necessary=tuple(knockouts.necessary(runs).tolist()) if runs else None,
                 shapley=tuple(shapley(knockouts.all_subsets(runs)).tolist()) if runs and subsets else None,

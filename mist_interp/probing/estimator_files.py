@@ -16,6 +16,7 @@ import numpy as np
 from sklearn.ensemble._forest import BaseForest
 from sklearn.ensemble._gb import BaseGradientBoosting
 from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
+from sklearn.svm._base import BaseLibSVM
 from sklearn.tree._tree import Tree
 
 from mist_interp.core.errors import listing
@@ -83,7 +84,7 @@ def load_estimators(data: bytes, what: str) -> dict[str, Any]:
 
     try:
         strange = set(skops.io.get_untrusted_types(data=data))
-    except BadZipFile:
+    except (BadZipFile, KeyError, ValueError):
         raise ValueError(f"{what}: it is damaged, or no file of skops") from None
     if strange - TRUSTED:
         raise ValueError(
@@ -92,6 +93,9 @@ def load_estimators(data: bytes, what: str) -> dict[str, Any]:
     content = skops.io.loads(data, trusted=sorted(strange))
     if not isinstance(content, dict):
         raise ValueError(f"{what}: it holds a {type(content).__name__} and no classifiers")
+    for machine in _parts(content, BaseLibSVM):
+        if not _is_sound_machine(machine):
+            raise ValueError(f"{what}: the vectors of a support vector machine are not where it says")
     for tree, width in _trees(content):
         if width is None or not (_is_sound(tree, width) if isinstance(tree, Tree) else _is_sound_boosted(tree, width)):
             raise ValueError(f"{what}: the nodes of a tree point outside of it")
@@ -115,9 +119,49 @@ def _trees(content: Any) -> Iterator[tuple[Tree | TreePredictor, int | None]]:
         elif isinstance(part, list | tuple | set) or (isinstance(part, np.ndarray) and part.dtype == object):
             todo += [(inner, width, settled) for inner in (part.flat if isinstance(part, np.ndarray) else part)]
         elif hasattr(part, "__dict__") and not isinstance(part, type):
-            width = width if settled else vars(part).get("n_features_in_", width)
+            # Without a width of its own scikit-learn checks no rows, so the width of what holds it does not count.
+            width = width if settled else vars(part).get("n_features_in_")
             settled = settled or isinstance(part, BaseForest | BaseGradientBoosting)
             todo += [(inner, width, settled) for inner in vars(part).values()]
+
+
+def _parts(content: Any, kind: type[Any]) -> Iterator[Any]:
+    """All parts of one kind, however deep."""
+    todo, seen = [content], set()
+    while todo:
+        part = todo.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, kind):
+            yield part
+        if isinstance(part, Mapping):
+            todo += part.values()
+        elif isinstance(part, list | tuple | set):
+            todo += part
+        elif isinstance(part, np.ndarray) and part.dtype == object:
+            todo += part.flat
+        elif hasattr(part, "__dict__") and not isinstance(part, type):
+            todo += vars(part).values()
+
+
+def _is_sound_machine(machine: Any) -> bool:
+    """Whether the counts by which libsvm walks through its vectors are those of the arrays; unfitted ones have none."""
+    if not hasattr(machine, "_n_support"):
+        return True
+    counts, vectors = np.asarray(machine._n_support), np.asarray(machine.support_vectors_)
+    coefficients = np.asarray(machine._dual_coef_)
+    total, classes = int(counts.astype(np.int64).sum()), len(counts)
+    pairs = classes * (classes - 1) // 2
+    return bool(
+        counts.ndim == 1
+        and (counts >= 0).all()
+        and not machine._sparse
+        and vectors.shape == (total, machine.n_features_in_)
+        and np.shape(machine.support_) == (total,)
+        and coefficients.shape == (classes - 1, total)
+        and len(machine._intercept_) == pairs
+    )
 
 
 def _is_sound(tree: Tree, width: int) -> bool:

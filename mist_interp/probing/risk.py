@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ IN_CONTACT = "in contact"
 CENSORED = "the episode ends inside the window"
 UNATTRIBUTED = "unattributed (no commanded motion closed the gap)"
 NO_GEOMETRY = "no geometry is recorded"
-NOT_AUDITED = "not in the audit"
+NOT_AUDITED = "not judged by the audit"
 NOT_NECESSARY = "unattributed (the event happens without any one dimension)"
 NO_EVENT = "no event"
 OTHERS = "an event, but of other dimensions"
@@ -124,6 +124,11 @@ class Risk:
         return "risk" if self.contrast == "detection" else "risk, attribution"
 
     @property
+    def asks(self) -> str:
+        """What an audit must have asked to speak for these labels: their window and their rule."""
+        return f"horizon={self.horizon:g} " + " ".join(f"{name}={value:g}" for name, value in asdict(self.rule).items())
+
+    @property
     def rule(self) -> Rule:
         """The numbers of the definition."""
         return Rule(self.gamma, self.share, self.force, self.finger_speed)
@@ -180,9 +185,9 @@ class Risk:
             end: first control step behind its window; recorded actions may end before.
 
         Raises:
-            ValueError: the audit was made of other episodes, or with another horizon or force.
+            ValueError: the audit was made of other episodes, or by another rule.
         """
-        return audit.opinion(episode, step, asked(course.actions[step:end], self.force))
+        return audit.opinion(episode, step, self.asks, asked(course.actions[step:end], self.force))
 
     def judge(self, course: Course, step: int, end: int, steps: int, opinion: Opinion | None = None) -> Verdict:
         """Labels of a query.

@@ -193,7 +193,15 @@ def test_films_are_published_and_fetched_where_asked_for(hub: LocalHub, store: R
 def audit(store: RolloutStore, *init_states: int, step: int = 8, **more: object) -> list[dict[str, object]]:
     """Add findings to the audit of a store."""
     rows: list[dict[str, object]] = [
-        {"episode": episode(init).key, "step": step, "event": step + 3, "asked": "0a", "shares": [0.1, None], **more}
+        {
+            "episode": episode(init).key,
+            "step": step,
+            "event": step + 3,
+            "rule": "r",
+            "asked": "0a",
+            "shares": [0.1, None],
+            **more,
+        }
         for init in init_states
     ]
     for row in rows:
@@ -250,9 +258,7 @@ def test_audits_that_asked_differently_are_not_mixed(hub: LocalHub, store: Rollo
     before = hub.files(NAME)
     other = make_store(tmp_path / "there", 2, 3)
     rows = audit(other, 2, asked="1b")
-    with pytest.raises(
-        HubError, match=rf"another horizon or force: '{episode(2).key}'\. Nothing was uploaded.*replace"
-    ):
+    with pytest.raises(HubError, match=rf"or other actions\): '{episode(2).key}'\. Nothing was uploaded.*replace"):
         push_dataset(other, NAME)
     assert hub.files(NAME) == before
     push_dataset(other, NAME, replace=True)

@@ -69,7 +69,7 @@ class Mist:
         otherwise: dimensions moved when the alarm is on and names none of `dims`.
         generic: move all of `dims` while the gate is open, flagged or not.
         steps: chunk steps that are corrected; None for all.
-        hold: keep the other dimensions where they are, to first order; without it only the moved dimensions'
+        hold: keep the other dimensions' means over the chunk where they are, to first order (single steps move); without it only the moved dimensions'
             derivative is taken, and the log's prediction of the others is None.
         rounds: derivatives taken per query, see `steering.correction.reached`.
         stride: longest step of one round, as a share of the norm of the edited states.
@@ -275,8 +275,8 @@ class Mist:
 class ActionCorrection:
     """Move the action itself by as much as `mist` would have moved it through the network.
 
-    The flagged dimensions of every corrected step are shifted by the mean change that the edit realises there; the
-    network is left alone. A mechanistic claim for `mist` has to beat this.
+    The flagged dimensions of every corrected step are shifted by the mean change that the edit realises there, all of
+    them where the edit holds none; the network is left alone. A mechanistic claim for `mist` has to beat this.
 
     Attributes:
         like: the arm whose displacement is taken.
@@ -311,7 +311,7 @@ class ActionCorrection:
         if not log.edit:
             return clean, log
         realised = torch.tensor(log.details["realised"], dtype=torch.float64)
-        moved = torch.tensor([name in log.details["flagged"] for name in clean.names])
+        moved = torch.tensor([name in log.details["flagged"] or not self.like.hold for name in clean.names])
         scale, _ = action_scale(vla, clean)
         values = clean.values.clone()
         steps = list(chunk_steps(vla, self.like.steps))

@@ -55,7 +55,7 @@ def test_it_takes_the_audit_of_the_rollouts(store: RolloutStore, capsys: pytest.
     window, pairs = constant(18, dx=0.1, dz=-0.5), (("hand", "table"), ("finger", "box"))
     for step in (16, 24):
         own = (0.0,) * 2 + (1.0,) + (0.0,) * 4
-        finding = Finding(KEY, step // 8, step, 30, pairs, own, (None,) * 6, True, asked(window, 1.0), dy)
+        finding = Finding(KEY, step // 8, step, 30, pairs, own, (None,) * 6, True, Risk().asks, asked(window, 1.0), dy)
         append_finding(store, finding)
         append_finding(store, replace(finding, episode="another", geometric=own[::-1], necessary=dz))
     assert main(arguments) == 0
@@ -63,7 +63,7 @@ def test_it_takes_the_audit_of_the_rollouts(store: RolloutStore, capsys: pytest.
     assert main(arguments[:-1]) == 0
     assert counts(capsys.readouterr().out)["dy"][0] == "0"
     assert main([*arguments, "--horizon", "9"]) == 1
-    assert "another horizon or force" in capsys.readouterr().err
+    assert "the labels ask with horizon=9" in capsys.readouterr().err
 
 
 def test_it_explains(store: RolloutStore, capsys: pytest.CaptureFixture[str]) -> None:

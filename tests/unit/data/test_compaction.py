@@ -188,7 +188,7 @@ def test_films_come_along(store: RolloutStore, tmp_path: Path) -> None:
 
 
 def finding(key: str, step: int = 8, event: int = 12, asked: str = "0a") -> dict[str, object]:
-    return {"episode": key, "step": step, "event": event, "asked": asked, "shares": [0.1, None]}
+    return {"episode": key, "step": step, "event": event, "rule": "r", "asked": asked, "shares": [0.1, None]}
 
 
 def test_an_audit_comes_along(store: RolloutStore, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from mist_interp.data.findings import asked_otherwise, findings_text, read_findi
 
 
 def row(episode: str = "a", step: int = 8, event: int = 12, asked: str = "0a", **more: object) -> dict[str, object]:
-    return {"episode": episode, "step": step, "event": event, "asked": asked, **more}
+    return {"episode": episode, "step": step, "event": event, "rule": "r", "asked": asked, **more}
 
 
 def test_the_last_line_on_an_event_counts_and_the_order_is_fixed(tmp_path: Path) -> None:
@@ -31,3 +31,7 @@ def test_which_episodes_were_asked_otherwise() -> None:
     theirs = [row("a"), row("a", step=16), row("b", asked="1b")]
     assert asked_otherwise([row("a", event=99), row("b", step=16), row("c", asked="9")], theirs) == []
     assert asked_otherwise([row("a", asked="1"), row("a", step=16, asked="1"), row("b")], theirs) == ["a", "b"]
+    assert (
+        asked_otherwise([row("d", rule="s"), row("e")], theirs) == ["d"]
+        and asked_otherwise([row("d", rule="s")], []) == []
+    )

@@ -347,6 +347,17 @@ def test_action_correction_shifts_the_flagged_dimension_by_what_mist_realises(
     assert log.edit == "action-correction" and log.edit_norm == 0
 
 
+def test_action_correction_shifts_all_dimensions_where_the_edit_holds_none(
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any]
+) -> None:
+    real = Mist(size=0.2, hold=False)
+    by_mist = shift(real.act(vla, inputs, alarmed(seen))[0], seen)
+    chunk = ActionCorrection(real).act(vla, inputs, alarmed(seen))[0]
+    each = (chunk.normalized - seen["clean"].normalized)[0].double()
+    assert int((by_mist.abs() > 1e-4).sum()) > 3
+    assert torch.allclose(each, by_mist.expand_as(each), atol=1e-5)
+
+
 def test_an_edit_that_is_not_a_number_is_an_error_and_not_an_action(
     vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

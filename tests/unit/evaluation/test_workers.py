@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +51,30 @@ def test_a_worker_ends_its_own_part_and_then_takes_what_is_left() -> None:
     second = _blocks([queues[1], queues[0]])
     assert [next(second) for _ in range(BLOCKS_PER_WORKER + 1)] == [*parts[1], parts[0][0]]
     assert list(_blocks(queues)) == parts[0][1:]
+
+
+def test_workers_that_all_die_end_the_run_with_a_sentence(tmp_path: Path) -> None:
+    """Also where what is left of the plan is more than a pipe holds, which would keep the parent from ending."""
+    code = (
+        "import sys\n"
+        "from mist_interp.evaluation import NoEdit, evaluate\n"
+        "from tests.unit.evaluation.fakes import FakeSuite, FakeVLA, make_fake_env\n"
+        "class Broken(FakeVLA):\n"
+        "    def prepare(self, observation, instruction):\n"
+        "        raise RuntimeError('broken')\n"
+        "if __name__ == '__main__':\n"
+        "    arms = [NoEdit(name=f'none{place}' if place else 'none') for place in range(20)]\n"
+        "    options = {'out': sys.argv[1], 'tasks': [0], 'inits': range(1500), 'workers': 2, 'make_env': make_fake_env}\n"
+        "    evaluate(Broken(), FakeSuite(), arms, **options)\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    ran = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert ran.returncode == 1 and "2 of 2 workers ended early" in ran.stderr

@@ -24,12 +24,14 @@ from mist_interp.probing.explanation import explain
 from mist_interp.probing.risk import NOT_AUDITED, NOT_NECESSARY, OTHERS, Risk, Verdict
 
 NOTHING = (False,) * 7
-ASKED = "0123456789abcdef"
+RULE, ASKED = Risk().asks, "0123456789abcdef"
 
 
 def finding(number: int, geometric: tuple[float | None, ...], necessary: tuple[bool, ...] | None) -> Finding:
     step = 8 * number
-    return Finding("e", number, step, step + 4, (("hand", "table"),), geometric, (None,) * 6, True, ASKED, necessary)
+    return Finding(
+        "e", number, step, step + 4, (("hand", "table"),), geometric, (None,) * 6, True, RULE, ASKED, necessary
+    )
 
 
 def only(*places: int) -> tuple[bool, ...]:
@@ -93,11 +95,11 @@ def test_a_hash_of_what_was_run_again() -> None:
 
 def test_an_audit_that_asked_something_else_is_refused() -> None:
     audit = Audit((finding(0, (None,) * 7, None), finding(1, floats(only(2)), only(2))))
-    assert list(audit.opinion("e", 8, ASKED).necessary) == [12]
-    assert not audit.opinion("e", 16, "other").necessary and not audit.opinion("f", 8, "other").necessary
+    assert list(audit.opinion("e", 8, RULE, ASKED).necessary) == [12]
+    assert not audit.opinion("e", 16, RULE, "other").necessary and not audit.opinion("f", 8, RULE, "other").necessary
     for step in (0, 8):  # also what was not reproduced was asked
-        with pytest.raises(ValueError, match=r"other episodes, or was made with another horizon or force: at .* of e"):
-            audit.opinion("e", step, "other")
+        with pytest.raises(ValueError, match=r"other episodes: at .* of e"):
+            audit.opinion("e", step, RULE, "other")
 
 
 # -- Shapley values
@@ -134,7 +136,7 @@ WEAK = [finding(100 + i, floats(only(2) if i % 2 else only(0)), only(2) if i % 2
 
 def judged(audit: Audit, normal_dx: bool = False) -> Verdict:
     contact = touch(12, (-1.0, 0, 0), (0.1, 0, 0)) if normal_dx else touch(12)
-    opinion = audit.opinion("e", 8, ASKED)
+    opinion = audit.opinion("e", 8, RULE, ASKED)
     return Risk(audit=True).judge(course(constant(80, dx=0.5, dz=-0.5), contact), 8, 26, 80, opinion)
 
 
@@ -172,7 +174,7 @@ def test_a_drop_keeps_its_geometry_beside_an_audit() -> None:
     assert audit.replaced()[6]
     drop = ReleaseRecord(12, "bowl", True, 16, "table", False)
     there = course(constant(80, dz=-0.5, gripper=-1.0), releases=(drop,))
-    assert Risk(audit=True).judge(there, 8, 26, 80, audit.opinion("e", 8, ASKED)).values[6] == 1
+    assert Risk(audit=True).judge(there, 8, 26, 80, audit.opinion("e", 8, RULE, ASKED)).values[6] == 1
 
 
 # -- labels of a store with its audit
@@ -193,7 +195,7 @@ def put(store: RolloutStore, horizon: int = 10, force: float = 1.0, actions: np.
         for window in [ACTIONS[step : step + 8 + horizon]]
     ]
     for each in (*weak, *mine):
-        append_finding(store, each)
+        append_finding(store, replace(each, rule=Risk(horizon=horizon, force=force).asks))
     return store
 
 
@@ -229,7 +231,9 @@ def test_labels_without_an_audit_say_where_it_belongs(store: RolloutStore) -> No
 def test_an_audit_of_others_is_refused(store: RolloutStore, other: dict[str, Any]) -> None:
     put(store, **other)
     for ask in (lambda: Risk(audit=True).labels(store), lambda: explain(store, KEY, 3, Risk(audit=True))):
-        with pytest.raises(ValueError, match=r"other episodes, or was made with another horizon or force"):
+        with pytest.raises(
+            ValueError, match=r"is of other episodes|was made with horizon=.* the labels ask with horizon=10"
+        ):
             ask()
     assert Risk().labels(store)
 
@@ -244,8 +248,31 @@ def test_an_audit_of_an_episode_that_touched_is_no_audit_of_one_that_did_not(sto
 def test_at_the_end_of_an_episode_the_window_is_what_was_executed(store: RolloutStore) -> None:
     store.append(recorded(ACTIONS[:32], touch(28, last=28)))
     append_finding(store, replace(finding(3, floats(only(2)), only(2)), episode=KEY, asked=asked(ACTIONS[24:32], 1.0)))
-    for horizon in (10, 40):
-        assert Risk(audit=True, horizon=horizon).labels(store).values[3, 2] == 1
+    assert Risk(audit=True).labels(store).values[3, 2] == 1
+
+
+@pytest.mark.parametrize("other", [{"share": 0.9}, {"gamma": 0.5}, {"finger_speed": 0.1}, {"horizon": 40}])
+def test_kappas_of_another_geometry_are_refused(store: RolloutStore, other: dict[str, Any]) -> None:
+    """Where geometry is to be trusted was decided for the audit's own rule, not for this one."""
+    put(store)
+    with pytest.raises(ValueError, match=rf"made with horizon=10 gamma=0\.9.*{next(iter(other))}="):
+        Risk(audit=True, **other).labels(store)
+
+
+def test_two_audits_in_one_file_are_refused(store: RolloutStore) -> None:
+    put(store)
+    append_finding(store, replace(finding(0, floats(only(2)), only(2)), rule=Risk(horizon=5).asks))
+    with pytest.raises(ValueError, match=r"mixes audits: horizon=10 .*; horizon=5"):
+        Audit.of(store)
+
+
+def test_nothing_is_written_into_a_copy_of_what_is_published(store: RolloutStore, tmp_path: Path) -> None:
+    manifest = store.folder / "manifest.json"
+    blob = manifest.rename(tmp_path / "blob")
+    manifest.symlink_to(blob)
+    with pytest.raises(ValueError, match="copy of what is published"):
+        append_finding(store, finding(0, floats(only(2)), only(2)))
+    assert not store.audit_path.exists()
 
 
 def test_names() -> None:

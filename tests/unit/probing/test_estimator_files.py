@@ -30,6 +30,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures
 from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 from synthetic_rollouts import SITE, MakeStore, outcome_store
 
 from mist_interp.probing import Probe
@@ -231,3 +232,32 @@ def test_members_of_a_forest_do_not_say_how_wide_its_rows_are() -> None:
     with pytest.raises(ValueError, match="the nodes of a tree point outside"):
         load_estimators(skops.io.dumps({"fitted": forest}), "refused")
     dump_estimators({"fitted": wide})
+
+
+def test_a_tree_without_a_width_does_not_take_that_of_what_holds_it() -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 3)), np.arange(60) % 2
+    fitted = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=2), cv=2).fit(x, y)
+    fitted.n_features_in_ = 10**9
+    del fitted.calibrated_classifiers_[0].estimator.n_features_in_
+    with pytest.raises(ValueError, match="nodes of a tree"):
+        dump_estimators({"one": fitted})
+
+
+@pytest.mark.parametrize("strange", [[-(10**8), 10**8], [1, 1]])
+def test_a_machine_whose_counts_are_not_those_of_its_vectors_is_refused(strange: list[int]) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    fitted = SVC().fit(x, np.arange(40) % 2)
+    assert load_estimators(dump_estimators({"one": fitted}), "this file")
+    total = int(fitted._n_support.sum())
+    fitted._n_support = np.array([strange[0], total - strange[0] if strange[0] < 0 else strange[1]], dtype=np.int32)
+    with pytest.raises(ValueError, match="support vector machine"):
+        dump_estimators({"one": fitted})
+
+
+def test_what_is_no_file_of_skops_is_refused_in_words() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("other.json", "{}")
+    for data in (b"", b"no zip", buffer.getvalue()):
+        with pytest.raises(ValueError, match="this file: it is damaged, or no file of skops"):
+            load_estimators(data, "this file")
