@@ -1,12 +1,13 @@
 """How does an arm that waits for the trigger get by without running again what came before it?
 
-The episode of `none` runs first, with the detector in shadow; its first trigger is query tau. Before tau an arm that is
-*gated* (it does nothing until the detector has fired) is `none` by construction, so it begins at tau: from the state of
-the simulator kept in memory, or after a cut by replaying the actions that `none` executed, with the state's hash
-compared at every query (where the detector remembers earlier queries `none` is run again up to tau, once for all arms,
-and must come out the same; such a row is a `fork` too). Its row has the queries of `none` before tau and then its own, so every metric sees a whole
-episode, and contacts before tau are counted. A unit without a trigger is the same episode in all gated arms: it is
-written, not run. Column `start` of a row says which it was: `reset`, `fork`, `replay` or `copy`.
+The episode of `none` runs first, with the detector in shadow; its first trigger is query tau. Before tau an arm that
+is *gated* (it does nothing until the detector has fired) is `none` by construction, so it begins at tau: from the
+state of the simulator kept in memory, or after a cut by replaying the actions that `none` executed, with the state's
+hash compared at every query. Where the detector remembers earlier queries, `none` is run again up to tau after a cut,
+once for all arms, and must come out the same; that is a `fork` too. A row has the queries of `none` before tau and
+then its own, so every metric sees a whole episode, and contacts before tau are counted. A unit without a trigger is
+the same episode in all gated arms: it is written, not run. Column `start` of a row says which it was: `reset`,
+`fork`, `replay` or `copy`.
 
 Whether two rows were one episode until tau is told by `prefix_hash`: the states at the queries up to tau and the
 actions before it.

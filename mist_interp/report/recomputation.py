@@ -1,8 +1,8 @@
 """Does a results folder say what its episodes say?
 
-Every number of `summary.json` and of `report.html` is made again from `episodes.parquet` (with the settings and the plan,
-which say what was asked for; the ways of failing come from the query files) and compared. A number that was changed by hand, a table that is older than the
-rows, or a summary of another version of the definitions shows as a difference.
+Every number of `summary.json` and of `report.html` is made again from `episodes.parquet` and compared; settings and
+plan say what was asked for, and the ways of failing come from the query files. A number that was changed by hand, a
+table that is older than the rows, or a summary of another version of the definitions shows as a difference.
 """
 
 from __future__ import annotations

@@ -69,8 +69,9 @@ class Mist:
         otherwise: dimensions moved when the alarm is on and names none of `dims`.
         generic: move all of `dims` while the gate is open, flagged or not.
         steps: chunk steps that are corrected; None for all.
-        hold: keep the other dimensions' means over the chunk where they are, to first order (single steps move); without it only the moved dimensions'
-            derivative is taken, and the log's prediction of the others is None.
+        hold: keep the other dimensions' means over the chunk where they are, to first order; single steps move, the
+            gripper's included. Without it only the moved dimensions' derivative is taken, and the log's prediction of
+            the others is None.
         rounds: derivatives taken per query, see `steering.correction.reached`.
         stride: longest step of one round, as a share of the norm of the edited states.
         adapt: let the gain follow the measured effect within the episode.
