@@ -4,7 +4,8 @@ The loop of collection runs each start state several times in one environment: b
 acts), recording (with the residual stream of all layers, pooled over the action tokens, as `mist collect` does by
 default) and recording with the write to disk. Every start state is run in the order A B B A (the next one B A A B), so
 that warm-up and drift hit both alike; the share is of paired times. The arms must execute the same actions, which is
-checked.
+checked. Allowed contacts are recorded in all of them: measured apart, they cost a control step of 12 ms 0.2 % while
+nothing is touched, 2.8 % while an object is held and 3.7 % while it stands on its goal.
 
     python benchmarks/collection.py --out results/benchmarks/collection.json
 """

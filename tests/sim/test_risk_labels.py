@@ -22,7 +22,7 @@ from mist_interp.data.records import ContactRecord, EpisodeRecord
 from mist_interp.data.replay import Blindfolded, replay, replay_until
 from mist_interp.libero.projection import pixels
 from mist_interp.probing.attribution import Blame, Course, Rule, blame
-from mist_interp.probing.audit import Audit
+from mist_interp.probing.audit import Audit, append_finding
 from mist_interp.probing.audit_run import audit_episode
 from mist_interp.probing.risk import Risk
 
@@ -300,6 +300,14 @@ def test_the_command_draws_and_upgrades(tmp_path: Path, capsys: pytest.CaptureFi
     drawn = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     arrow = (abs(drawn - (255, 77, 77)).sum(2) < 60).sum()
     assert drawn.shape[1] > 1000 and arrow > 50, "the normal is drawn in red"
+    finding, surplus = next(audit_episode(script.env, episode, Risk())), store.folder / "surplus.jsonl"
+    append_finding(store, finding)
+    surplus.write_text('{"episode": "run and not stored", "task": 0, "success": true}\n')
+    film = store.video(episode.key)
+    film.parent.mkdir(parents=True)
+    film.write_bytes(b"a film")
     assert main(["label", str(store.folder), "--upgrade", str(tmp_path / "new")]) == 0
     again = RolloutStore.open(tmp_path / "new")
+    assert Audit.of(again).findings == (finding,) and again.video(episode.key).read_bytes() == b"a film"
+    assert (again.folder / "surplus.jsonl").read_bytes() == surplus.read_bytes()
     np.testing.assert_array_equal(Risk().labels(again).values, Risk().labels(store).values)

@@ -229,6 +229,9 @@ def test_a_view_by_unit_keeps_the_selection_and_one_by_key_does_not(store: Rollo
     for allowed in (some, some.where(inits=(0,)), store.only(store.keys), store.where()):
         allowed.check_rates()
         check_rates(allowed.episodes())
+    picked = store.where(units=[episode(init).unit for init in (0, 1)])
+    with pytest.raises(ValueError, match="picked one by one"):
+        picked.check_rates()  # a list of units can be chosen by outcome as well as one of keys
     for frames in ([some, won], [won, some]):
         with pytest.raises(ValueError, match="picked one by one"):
             check_rates(pd.concat([one.episodes() for one in frames], ignore_index=True))
