@@ -21,8 +21,8 @@ check() {
 check "ruff check" "$BIN/ruff" check .
 check "ruff format" "$BIN/ruff" format --check .
 check "mypy" "$BIN/mypy"
-# 20 minutes is the promise for two cores; a suite that hangs ends as an error, not as silence.
-check "pytest" timeout --kill-after=30 "${PYTEST_SECONDS:-1200}" "$BIN/python" -m pytest --durations=15 "$@"
+# It takes about 16 minutes of one core; a suite that hangs ends as an error, not as silence.
+check "pytest" timeout --kill-after=30 "${PYTEST_SECONDS:-1440}" "$BIN/python" -m pytest --durations=15 "$@"
 
 if [ ${#FAILED[@]} -gt 0 ]; then
   printf '\nfailed: %s\n' "$(printf '%s, ' "${FAILED[@]}" | sed 's/, $//')" >&2

@@ -182,17 +182,18 @@ def test_an_oracle_recovers_and_a_saboteur_harms_the_policy_that_is_shipped(tmp_
         "libero_spatial",
         arms,
         out=tmp_path,
-        tasks=(3, 9),
+        tasks=(3,),
         inits=(30, 31),
+        protocol=Protocol(max_steps=120),
         detector=Detector(Clock(2), 0.5, "clock"),
         make_env=world.make,
         videos="none",
     )
     summary = result.summary()
-    failed = 4 - summary["arms"]["none"]["successes"]
-    assert 1 <= failed <= 3, "other start states are needed for this test to say anything"
+    failed = 2 - summary["arms"]["none"]["successes"]
+    assert failed == 1, "other start states are needed for this test to say anything"
     oracle, saboteur = (summary["twins"]["arms"][name]["failure"] for name in ("oracle", "saboteur"))
-    assert oracle["causal_recovery"]["n"] == failed and oracle["harm_rate"]["n"] == 4 - failed
+    assert oracle["causal_recovery"]["n"] == oracle["harm_rate"]["n"] == 1
     assert oracle["causal_recovery"]["value"] == 1.0 and oracle["harm_rate"]["value"] == 0.0
     assert saboteur["causal_recovery"]["value"] == 0.0 and saboteur["harm_rate"]["value"] == 1.0
     assert oracle["net_benefit"]["value"] > 0 > saboteur["net_benefit"]["value"]

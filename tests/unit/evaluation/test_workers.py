@@ -64,7 +64,7 @@ def test_workers_that_all_die_end_the_run_with_a_sentence(tmp_path: Path) -> Non
         "        raise RuntimeError('broken')\n"
         "if __name__ == '__main__':\n"
         "    arms = [NoEdit(name=f'none{place}' if place else 'none') for place in range(20)]\n"
-        "    options = {'tasks': [0], 'inits': [0], 'simulator_seeds': range(1500), 'make_env': make_fake_env}\n"
+        "    options = {'tasks': [0], 'inits': [0], 'simulator_seeds': range(700), 'make_env': make_fake_env}\n"
         "    evaluate(Broken(), FakeSuite(), arms, out=sys.argv[1], workers=2, **options)\n"
     )
     script = tmp_path / "run.py"
