@@ -7,8 +7,8 @@ Both ways must end in the same rows, which is checked. What forks save depends o
 so both are stated. The second process loads the policy and the simulator as well, as it does in every run.
 
 Measured on a two-core x86-64 virtual machine: forked 35 % of the time from the start, with 3 of 8 units triggered (aim:
-50 %). Two processes bring 1.27 x on 50 units of two tasks (aim: 1.7), less on the few units here: each loads the policy
-and builds every scene, and two of these cores are not twice one.
+50 %). Two processes brought 1.27 x on 50 units of two tasks (aim: 1.7) when each built a scene per block; now they keep
+to tasks of their own, which was not timed yet.
 
 Needs a fitted gate (`bash experiments/recovery/run.sh risk`).
 
