@@ -8,7 +8,7 @@ anything, so they are checked when it is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from zipfile import ZIP_DEFLATED, BadZipFile
 
@@ -93,7 +93,7 @@ def load_estimators(data: bytes, what: str) -> dict[str, Any]:
     content = skops.io.loads(data, trusted=sorted(strange))
     if not isinstance(content, dict):
         raise ValueError(f"{what}: it holds a {type(content).__name__} and no classifiers")
-    for machine in _parts(content, BaseLibSVM):
+    for machine in _machines(content):
         if not _is_sound_machine(machine):
             raise ValueError(f"{what}: the vectors of a support vector machine are not where it says")
     for tree, width in _trees(content):
@@ -114,35 +114,43 @@ def _trees(content: Any) -> Iterator[tuple[Tree | TreePredictor, int | None]]:
         seen.add((id(part), width, settled))
         if isinstance(part, Tree | TreePredictor):
             yield part, width
-        elif isinstance(part, Mapping):
-            todo += [(inner, width, settled) for inner in part.values()]
-        elif isinstance(part, list | tuple | set) or (isinstance(part, np.ndarray) and part.dtype == object):
-            todo += [(inner, width, settled) for inner in (part.flat if isinstance(part, np.ndarray) else part)]
-        elif hasattr(part, "__dict__") and not isinstance(part, type):
+            continue
+        if _is_object(part):
             # Without a width of its own scikit-learn checks no rows, so the width of what holds it does not count.
             width = width if settled else vars(part).get("n_features_in_")
             settled = settled or isinstance(part, BaseForest | BaseGradientBoosting)
-            todo += [(inner, width, settled) for inner in vars(part).values()]
+        todo += [(inner, width, settled) for inner in _inner(part)]
 
 
-def _parts(content: Any, kind: type[Any]) -> Iterator[Any]:
-    """All parts of one kind, however deep."""
+def _machines(content: Any) -> Iterator[BaseLibSVM]:
+    """All support vector machines, however deep."""
     todo, seen = [content], set()
     while todo:
         part = todo.pop()
         if id(part) in seen:
             continue
         seen.add(id(part))
-        if isinstance(part, kind):
+        if isinstance(part, BaseLibSVM):
             yield part
-        if isinstance(part, Mapping):
-            todo += part.values()
-        elif isinstance(part, list | tuple | set):
-            todo += part
-        elif isinstance(part, np.ndarray) and part.dtype == object:
-            todo += part.flat
-        elif hasattr(part, "__dict__") and not isinstance(part, type):
-            todo += vars(part).values()
+        todo += _inner(part)
+
+
+def _inner(part: Any) -> Iterable[Any]:
+    """What a part of a file's content holds."""
+    if isinstance(part, Mapping):
+        return part.values()
+    if isinstance(part, list | tuple | set):
+        return part
+    if isinstance(part, np.ndarray) and part.dtype == object:
+        return part.flat
+    return vars(part).values() if _is_object(part) else ()
+
+
+def _is_object(part: Any) -> bool:
+    held = isinstance(part, Mapping | list | tuple | set | type) or (
+        isinstance(part, np.ndarray) and part.dtype == object
+    )
+    return hasattr(part, "__dict__") and not held
 
 
 def _is_sound_machine(machine: Any) -> bool:
