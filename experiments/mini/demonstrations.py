@@ -51,7 +51,7 @@ class Arguments:
     expert_share: float = 0.3
     """Share of turns that the expert drives although a policy is given."""
     first_seed: int = 10_000
-    """Seed of the first scene; each round of DAgger takes its own range."""
+    """Number of the first start state, a drawn one; each round of DAgger takes its own range."""
     every: int = 4
     """Record the scene every so many control steps; a policy with chunks records every look."""
     shard: str = "0/1"
@@ -83,7 +83,7 @@ def main(arguments: Arguments) -> None:
         env = LiberoEnv(LiberoSuite("libero_spatial").tasks[task])
         successes = 0
         for done, seed in enumerate(wanted, start=1):
-            env.reset_sampled(seed)
+            env.reset(seed)
             rng = np.random.default_rng(seed)
             episode = by_expert(env, rng, arguments.every) if policy is None else by_policy(env, rng, policy, arguments)
             successes += int(episode["success"])

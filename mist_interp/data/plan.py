@@ -111,11 +111,9 @@ def plan_units(
     for task in indices:
         if task not in range(len(suite.tasks)):
             raise UnknownName(f"task of {suite.name}", task, [str(index) for index in range(len(suite.tasks))])
-        count = suite.tasks[task].n_init_states
-        states = range(count) if chosen is None else chosen
-        outside = [init for init in states if init >= count]
-        if outside:
-            raise ValueError(f"start state {outside[0]}: task {task} of {suite.name} has 0 to {count - 1}")
+        states = range(suite.tasks[task].n_init_states) if chosen is None else chosen
+        for init in states:
+            suite.tasks[task].check_init_state(init)
         units += [
             Unit(suite.name, task, i, perturbation, s, p)
             for s in seeds

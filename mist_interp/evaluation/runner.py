@@ -33,7 +33,7 @@ from mist_interp.evaluation.detector import Detector
 from mist_interp.evaluation.environments import MakeEnv, make_libero_env
 from mist_interp.evaluation.execute import Job, Protocol, run_episodes
 from mist_interp.evaluation.folder import ResultsFolder, Row, episode_table
-from mist_interp.evaluation.plan import PlannedEpisode, first_units, make_plan, shard_of, units_of
+from mist_interp.evaluation.plan import first_units, make_plan, shard_of, units_of
 from mist_interp.evaluation.progress import Progress, ProgressMeter
 from mist_interp.evaluation.sample import film_sample
 from mist_interp.evaluation.subject import model_facts
@@ -143,7 +143,8 @@ def evaluate(
         policy_seeds=policy_seeds,
         perturbations=perturbations,
     )
-    _check_inits(suite, plan)
+    for episode in plan:
+        suite.tasks[episode.unit.task].check_init_state(episode.unit.init_state)
     for judged in (*arms, detector):
         check_units = getattr(judged, "check_units", None)
         if check_units:
@@ -232,12 +233,3 @@ def _task_indices(suite: Any, tasks: Sequence[int] | str) -> list[int]:
         if task not in possible:
             raise UnknownName(f"task of {suite.name}", task, [str(index) for index in possible])
     return list(tasks)
-
-
-def _check_inits(suite: Any, plan: Sequence[PlannedEpisode]) -> None:
-    for episode in plan:
-        count = suite.tasks[episode.unit.task].n_init_states
-        if not 0 <= episode.unit.init_state < count:
-            raise ValueError(
-                f"init state {episode.unit.init_state}: task {episode.unit.task} of {suite.name} has 0 to {count - 1}"
-            )

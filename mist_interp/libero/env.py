@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.libero.packages import load_simulator, silenced
-from mist_interp.libero.suite import SETTLING_STEPS, Task
+from mist_interp.libero.suite import DRAWN_FROM, SETTLING_STEPS, Task
 
 load_simulator()
 
@@ -84,24 +84,23 @@ class LiberoEnv:
     # Acting ------------------------------------------------------------------------------------------------------
 
     def reset(self, init_state: int) -> None:
-        """Start from one of the task's initial states and let the scene settle for 10 steps with open gripper.
+        """Start from an initial state of the task, let the scene settle for 10 steps with open gripper.
+
+        Args:
+            init_state: number of one of LIBERO's own, or from 1000 on the seed of one that is drawn likewise.
 
         Raises:
-            IndexError: there is no such initial state; says how many there are.
+            ValueError: there is no such initial state; says which there are.
         """
-        states = self.task.init_states
-        if not 0 <= init_state < len(states):
-            raise IndexError(f"init_state={init_state}: task {self.task.name!r} has states 0..{len(states) - 1}")
-        self._placement.apply(init_state)
-        self._libero.env.sim.set_state_from_flattened(states[init_state])
+        self.task.check_init_state(init_state)
+        if init_state >= DRAWN_FROM:
+            self._placement.sample(init_state)
+        else:
+            self._placement.apply(init_state)
+            self._libero.env.sim.set_state_from_flattened(self.task.init_states[init_state])
         self._settle(init_state)
 
-    def reset_sampled(self, seed: int) -> None:
-        """Start from a scene drawn as LIBERO draws its initial states, and settle: for training, not evaluation."""
-        self._placement.sample(seed)
-        self._settle(None)
-
-    def _settle(self, init_state: int | None) -> None:
+    def _settle(self, init_state: int) -> None:
         with silenced():
             self._libero.env.sim.forward()
             self._libero.env._check_success()

@@ -26,6 +26,7 @@ class FixturePlacement:
     """
 
     def __init__(self, libero: Any, seed: int) -> None:
+        self._seed = seed
         self._libero = libero
         self._env = libero.env
         self._samplers = list(self._env.object_property_initializers)  # of the load by the constructor
@@ -42,10 +43,10 @@ class FixturePlacement:
             self._reset(earlier)
         self._reset(episode)
 
-    def sample(self, seed: int) -> None:
+    def sample(self, number: int) -> None:
         """Draw a new scene, objects included, from the distribution that LIBERO's initial states were drawn from."""
         with _own_generator(), silenced():
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed([number, self._seed] if self._seed else number)  # noqa: NPY002
             self._reset_without_reloading(loads=1)
 
     def _reset(self, episode: int) -> None:

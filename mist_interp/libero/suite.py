@@ -22,6 +22,7 @@ MAX_STEPS = {
     "libero_90": 400,
 }
 SETTLING_STEPS = 10
+DRAWN_FROM = 1000  # start states of this number and above are drawn, see `Task.check_init_state`
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,22 @@ class Task:
     def n_init_states(self) -> int:
         """Number of initial states."""
         return len(self.init_states)
+
+    def check_init_state(self, init_state: int) -> None:
+        """Refuse a start state that there is not.
+
+        LIBERO publishes 50 of each task, numbered from 0. Those from 1000 on are drawn anew from the distribution that
+        these were drawn from, with the number as the seed, so a study that has looked at all 50 has fresh ones.
+        `mini` and `mini-base` were trained on numbers from 10,000 to 39,999.
+
+        Raises:
+            ValueError: the number is neither; says which there are.
+        """
+        if not (0 <= init_state < self.n_init_states or init_state >= DRAWN_FROM):
+            raise ValueError(
+                f"start state {init_state}: task {self.index} of {self.suite} has 0 to {self.n_init_states - 1}, and "
+                f"from {DRAWN_FROM} on drawn ones"
+            )
 
 
 @dataclass(frozen=True)

@@ -85,9 +85,42 @@ def test_a_fork_replays_bit_for_bit(env):
     assert env.state_hash() != futures[0][0]
 
 
+def test_drawn_start_states_are_fixed_by_their_number(task, env):
+    env.reset(2)
+    env.reset(1003)
+    drawn = env.state_hash()
+    env.reset(1004)
+    assert env.state_hash() != drawn
+    env.reset(1003)
+    assert env.state_hash() == drawn and env.init_state == 1003
+    other = LiberoEnv(task, seed=1)
+    other.reset(1003)
+    assert other.state_hash() != drawn
+    other.close()
+
+
+def test_drawn_start_states_stand_where_the_published_ones_stand_and_are_none_of_them(task, env):
+    def places(joints):  # x and y of the objects; (..., state) -> (..., object, 2)
+        return np.stack([joints[..., at : at + 2] for at in range(9, 9 + 7 * len(task_objects), 7)], axis=-2)
+
+    task_objects = list(env._objects)
+    published = places(task.init_states[:, 1 : 1 + env.model.nq])
+    drawn = []
+    for number in range(1000, 1020):
+        env.reset(number)
+        drawn.append(places(env.data.qpos))
+    drawn = np.array(drawn)
+    assert (drawn > published.min(axis=0) - 0.01).all() and (drawn < published.max(axis=0) + 0.01).all()
+    spread = drawn.std(axis=0) / published.std(axis=0)
+    assert (spread > 0.5).all() and (spread < 2).all()
+    nearest = np.abs(drawn[:, None] - published[None]).max(axis=(2, 3)).min(axis=1)
+    assert nearest.min() > 0.001  # m
+
+
 def test_bad_input_is_refused(env):
-    with pytest.raises(IndexError, match=r"0\.\.49"):
-        env.reset(50)
+    for nowhere in (-1, 50, 999):
+        with pytest.raises(ValueError, match="has 0 to 49, and from 1000 on drawn ones"):
+            env.reset(nowhere)
     env.reset(0)
     with pytest.raises(ValueError, match="7 finite numbers"):
         env.step(np.zeros(6))

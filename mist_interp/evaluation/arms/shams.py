@@ -1,10 +1,11 @@
 """Would acting at other times have helped as much, or doing something else at the very same times?
 
-The same arm, but its queries are drawn at random: in each unit as many as another arm acted at, among the queries that
-it had. By default that is `none`, which would have acted where the gate was open. The counts come from a results
-folder, which may be that of the very run if the other arm stands before this one; without one, each query is drawn with
-the same probability `rate`. What is drawn depends on the unit and the seed alone. Such a sham may act before the
-trigger, so it is not gated and runs from the start.
+The same arm, but its queries are drawn at random: in each unit as many as another arm acted at, among those that both
+that arm and `none` lived to see, for a time behind the end of the sham's own episode would be lost. By default the
+other arm is `none`, which would have acted where the gate was open. The counts come from a results folder, which may be
+that of the very run if the other arm stands before this one; without one, each query is drawn with the same probability
+`rate`. What is drawn depends on the unit and the seed alone. Such a sham may act before the trigger, so it is not gated
+and runs from the start.
 
 With `exact` nothing is drawn: the arm acts at the very queries at which the other one did (*yoked*). A placebo that
 follows the gate instead acts at fewer of them once it has left the other arm's path. Yoked to an arm that waits for the
@@ -109,21 +110,22 @@ class ShamTriggers:
         draw = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         if self.of is None:
             return frozenset(np.flatnonzero(draw.random(LONGEST) < self.rate).tolist())
-        queries = self._queries(unit)
+        queries = self._queries(unit, self.like)
         live = queries["fired"] if self.like == REFERENCE_ARM else queries["edit"] != ""
         if not self.exact:
-            return frozenset(draw.permutation(len(queries))[: live.sum()].tolist())
+            lived = min(len(queries), len(self._queries(unit, REFERENCE_ARM)))
+            return frozenset(draw.permutation(lived)[: live.sum()].tolist())
         if (live & ~queries["triggered"]).any():
             raise ValueError(f"arm {self.name!r}: {self.like} acts before the trigger, so nothing can be yoked to it")
         return frozenset(queries.loc[live, "query"].tolist())
 
-    def _queries(self, unit: Unit) -> pd.DataFrame:
-        """Of the other arm's episode: its own file, for the list of all episodes grows with the run."""
+    def _queries(self, unit: Unit, arm: str) -> pd.DataFrame:
+        """Of another arm's episode: its own file, for the list of all episodes grows with the run."""
         assert self.of is not None
-        planned = PlannedEpisode(unit, self.like)
+        planned = PlannedEpisode(unit, arm)
         try:
             return ResultsFolder(self.of).queries(planned)
         except FileNotFoundError as error:
             raise ValueError(
-                f"{self.of} has no finished episode {planned.key}: run the arm {self.like} first, or give rate="
+                f"{self.of} has no finished episode {planned.key}: run the arm {arm} first, or give rate="
             ) from error

@@ -17,6 +17,7 @@ from mist_interp.data.attempts import Quota
 from mist_interp.data.collect import collect_rollouts
 from mist_interp.data.plan import Protocol, plan_units, shard_units
 from mist_interp.data.store import RolloutStore
+from mist_interp.libero.suite import Task
 from mist_interp.models.random import random_policy
 from mist_interp.tracing.hooked import HookedVLA
 from mist_interp.tracing.verbs import add
@@ -68,17 +69,27 @@ class World:
 
 
 @dataclass(frozen=True)
+class FakeTask:
+    index: int
+    crash_on: tuple[int, ...]
+    suite: str = "libero_spatial"
+    n_init_states: int = 5
+    check_init_state = Task.check_init_state
+
+    @property
+    def instruction(self) -> str:
+        return f"pick up the black bowl {self.index}"
+
+
+@dataclass(frozen=True)
 class Suite:
     name: str = "libero_spatial"
     max_steps: int = 24
     crash_on: tuple[int, ...] = ()
 
     @property
-    def tasks(self) -> list[SimpleNamespace]:
-        return [
-            SimpleNamespace(index=i, instruction=f"pick up the black bowl {i}", n_init_states=5, crash_on=self.crash_on)
-            for i in range(3)
-        ]
+    def tasks(self) -> list[FakeTask]:
+        return [FakeTask(i, self.crash_on) for i in range(3)]
 
 
 def make_env(task: Any, protocol: Protocol, seed: int) -> World:

@@ -15,6 +15,7 @@ import torch
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.records import Unit
+from mist_interp.libero.suite import Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class FakeTask:
     index: int
     instruction: str = "pick up the bowl"
     n_init_states: int = 5
+    suite: str = "fake"
+    check_init_state = Task.check_init_state
 
 
 @dataclass(frozen=True)
