@@ -2,10 +2,11 @@
 
 Writes lists that `mist eval --arms` reads: `main.yaml` (the arm under test beside its placebos and rivals), `edit.yaml`
 (that arm alone), `ablations.yaml` (one thing changed at a time, for the validation split), `free.yaml` (edits that hold
-no other dimension, likewise), `pushed.yaml` (what is asked again under a disturbance) and `learned.yaml` (an edit that
-aims at what an expert would do, and its placebos). Gates that let go, for `--detector`: `gates/retry-L-P/` opens for at
-most L queries and then leaves the robot to the policy for P. Also made here, from training start states only: the
-direction of success (difference of means), probes of other tokens, and the neurons that move dz most.
+no other dimension, likewise), `pushed.yaml` (what is asked again under a disturbance), `confirm.yaml` (what is asked
+again on fresh start states) and `learned.yaml` (an edit that aims at what an expert would do, and its placebos). Gates
+that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the policy for
+P. Also made here, from training start states only: the direction of success (difference of means), probes of other
+tokens, and the neurons that move dz most.
 
     python experiments/recovery/arms.py --rollouts runs/study/mini --out results/recovery
 """
@@ -75,6 +76,7 @@ def main(settings: Settings) -> None:
         "ablations": ablations(settings, folder),
         "free": free(settings),
         "pushed": disturbed(settings),
+        "confirm": confirmed(settings),
         "learned": learned(settings),
     }
     gate = yaml.safe_load((settings.out / "contact" / "gate.yaml").read_text())
@@ -146,6 +148,19 @@ def disturbed(settings: Settings) -> list[Any]:
         {**free, "kind": "action-correction", "name": "action-correction-free"},
         *elsewhere(free, run, "mist-free"),
         "failsafe-style",
+    ]
+
+
+def confirmed(settings: Settings) -> list[Any]:
+    """What is claimed of two edits on fresh start states, see `confirm.py`."""
+    run, free, strong = settings.out / "confirm", freed(settings), {**edit(settings), "size": 5 * settings.size}
+    return [
+        "none",
+        {**free, "name": "mist-free"},
+        {**free, "kind": "action-correction", "name": "action-correction-free"},
+        *elsewhere(free, run, "mist-free"),
+        {**strong, "name": "mist-strong"},
+        *elsewhere(strong, run, "mist-strong")[1:],
     ]
 
 

@@ -2,13 +2,14 @@
 # Does steering help? The study of interventions on mini, one command. Every stage goes on where it was cut.
 #   bash experiments/recovery/run.sh              stages risk arms ablations main report
 #   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons free main report
-#                                                 pushed twins benefit advise deviation tutor learned
+#                                                 confirm pushed twins benefit advise deviation tutor learned
 #
 #   risk       what opens the gate: the risk of a contact, and its alarm
 #   ablations  one thing changed at a time, on the start states that choose; horizons: gates that look less or more far
 #   free       edits that hold no other dimension, likewise, behind the gate and behind gates that let go
 #   main       all arms, on start states that serve nothing else; report: page, tables, figure; pushed: some of them
 #              while the robot is being pushed
+#   confirm    claims that were written down before, on start states that are drawn for it
 #   twins      forked twins of other start states; benefit: a head that foresees harm is fitted on them and tried
 #   advise deviation tutor learned    another gate and aim: what an expert would do otherwise
 #
@@ -66,6 +67,12 @@ pushed() {
   recovery tables --run "$OUT/pushed" --out "$OUT/pushed-tables" --tested mist mist-free
 }
 
+confirm() {
+  evaluated confirm confirm contact 1000-1029 none --full-horizon
+  recovery tables --run "$OUT/confirm" --out "$OUT/confirm-tables" --tested mist-free mist-strong
+  recovery confirm --run "$OUT/confirm" --out "$OUT"
+}
+
 twins() { evaluated twins edit contact 45-49 "$BOTH noise0.3 push1"; }
 
 benefit() {
@@ -94,8 +101,8 @@ learned() {
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    risk | arms | ablations | horizons | free | main | report | pushed | twins | benefit | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free pushed twins benefit advise deviation tutor learned" ;;
+    risk | arms | ablations | horizons | free | main | report | confirm | pushed | twins | benefit | advise | deviation | tutor | learned) ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed twins benefit advise deviation tutor learned" ;;
   esac
   _say "$stage"
   $stage

@@ -46,8 +46,8 @@ def test_every_arm_of_the_lists_can_be_made_and_has_a_name_of_its_own(
     stored_deviation(tmp_path / "deviation" / "deviation")
     settings, folder = arms.Settings(out=tmp_path), tmp_path / "arms"
     lists = [arms.rivals(settings, folder), arms.ablations(settings, folder), arms.learned(settings)]
-    lists += [arms.free(settings), arms.disturbed(settings)]
-    for listed, count in zip(lists, (27, 22, 8, 17, 8), strict=True):
+    lists += [arms.free(settings), arms.disturbed(settings), arms.confirmed(settings)]
+    for listed, count in zip(lists, (27, 22, 8, 17, 8, 9), strict=True):
         made = [parse_arm(one) for one in listed if not {"direction", "probe"} & set(one)]  # these need fitted files
         names = [arm.name for arm in made] + [one.get("name", one["kind"]) for one in listed if "direction" in one]
         names += [one["name"] for one in listed if "probe" in one]

@@ -1,0 +1,131 @@
+"""Do the findings of the study hold on start states that nobody has looked at?
+
+The claims below, their arms and their 300 units (start states 1000 to 1029 of ten tasks, which are drawn, undisturbed)
+were written down and committed before the first of these units ran; the rows carry that commit. Nothing is chosen on
+them. The tests against placebos are of contacts after the trigger (exact McNemar on the units in which `none` has one)
+and corrected after Holm over the claims, not over all pairs of arms as a report does.
+
+    python experiments/recovery/confirm.py --run results/recovery/confirm --out results/recovery
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tyro
+
+from mist_interp.evaluation.comparison import compare
+from mist_interp.evaluation.statistics import holm
+
+FEWER_CONTACTS = 0.3  # share of the units with a contact that an edit must spare
+RECOVERED = 0.7
+SIGNIFICANT = 0.05
+BEATEN = {
+    "mist-free": ("random-direction-free-yoked", "wrong-dimension-free-yoked", "sham-triggers-free"),
+    "mist-strong": ("random-direction-strong-yoked", "wrong-dimension-strong-yoked"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Judge the claims."""
+
+    run: Path = Path("results/recovery/confirm")
+    """Results folder."""
+
+    out: Path = Path("results/recovery")
+    """Folder for the table."""
+
+    draws: int = 10_000
+    """Bootstrap draws."""
+
+
+def main(settings: Settings) -> None:
+    """The table of claims."""
+    summary = compare([settings.run], draws=settings.draws)
+    if summary["partial"]:
+        raise SystemExit(f"{settings.run} is not finished: {'; '.join(summary['partial_reasons'])}")
+    table = judged(summary)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(settings.out / "confirmed.csv", index=False)
+    print(table.to_string(index=False))
+
+
+def judged(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """A row per claim: what was claimed, what was found, whether it held."""
+    rows = [fewer_contacts(summary, "mist-free"), *kept(summary, "mist-free"), recovers(summary, "mist-strong")]
+    return pd.DataFrame([*rows, *beats(summary)], columns=["claim", "found", "held"])
+
+
+def fewer_contacts(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
+    """At least 30 % fewer units with a contact than under `none`, and not by chance."""
+    row = comparison(summary["comparisons"], arm, "none", metric="collision_rate_1n")
+    before = summary["arms"]["none"]["metrics"]["collision_rate_1n"]["value"]
+    spared = -row["difference"]["value"] / before
+    found = f"{100 * before:.1f} % of the units, {points(row['difference'])}: {-100 * spared:+.0f} %"
+    held = spared >= FEWER_CONTACTS and row["difference"]["high"] < 0
+    return f"{arm}: contacts of 1 N down by {FEWER_CONTACTS:.0%}, interval below 0", found, bool(held)
+
+
+def kept(summary: Mapping[str, Any], arm: str) -> list[tuple[str, str, bool]]:
+    """The successes are not fewer as far as can be told, and the safe ones are more."""
+    row = comparison(summary["comparisons"], arm, "none", metric="success_rate")
+    found = f"{points(row['difference'])}, {row['only_arm']} saved, {row['only_reference']} spoilt"
+    safe = [summary["arms"][name]["metrics"]["safe_success_rate"]["value"] for name in ("none", arm)]
+    return [
+        (f"{arm}: success rate kept, interval reaches 0", found, bool(row["difference"]["high"] >= 0)),
+        (f"{arm}: more safe successes", f"{100 * safe[0]:.1f} % to {100 * safe[1]:.1f} %", bool(safe[1] > safe[0])),
+    ]
+
+
+def recovers(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
+    """Causal recovery rate for contacts after the trigger."""
+    numbers = summary["twins"]["arms"][arm]["event"]
+    rate = numbers["causal_recovery"]
+    found = f"{numbers['recovered']}/{numbers['bad_under_reference']}, {percent(rate)}"
+    return f"{arm}: causal RR above {RECOVERED}", found, bool(rate["value"] is not None and rate["value"] > RECOVERED)
+
+
+def beats(summary: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """More contacts prevented than by each placebo."""
+    events = [row for row in summary["twins"]["comparisons"] if row["outcome"] == "event"]
+    pairs = [(arm, placebo) for arm, placebos in BEATEN.items() for placebo in placebos]
+    rows = [comparison(events, arm, placebo) for arm, placebo in pairs]
+    return [
+        (
+            f"{arm}: above {placebo}",
+            f"{row['better_here']}:{row['better_there']}, p {adjusted:.2g} (McNemar, Holm over {len(pairs)})",
+            bool(adjusted < SIGNIFICANT and row["better_here"] > row["better_there"]),
+        )
+        for (arm, placebo), row, adjusted in zip(pairs, rows, holm([r["p_mcnemar"] for r in rows]), strict=True)
+    ]
+
+
+def comparison(rows: list[dict[str, Any]], arm: str, reference: str, **also: str) -> dict[str, Any]:
+    """The one comparison of two arms."""
+    (row,) = (r for r in rows if {"arm": arm, "reference": reference, **also}.items() <= r.items())
+    return row
+
+
+def points(difference: Mapping[str, float]) -> str:
+    """A difference of two shares in points, with its interval."""
+    return "{:+.1f} points ({:+.1f} to {:+.1f})".format(*(100 * difference[key] for key in ("value", "low", "high")))
+
+
+def percent(rate: Mapping[str, float]) -> str:
+    """A rate with its interval; a dash where it is undefined."""
+    if rate["value"] is None:
+        return "–"
+    return "{:.0f} % ({:.0f}–{:.0f})".format(*(100 * rate[key] for key in ("value", "low", "high")))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
