@@ -4,8 +4,8 @@ Writes lists that `mist eval --arms` reads: `main.yaml` (the arm under test besi
 (that arm alone), `ablations.yaml` (one thing changed at a time, for the validation split), `free.yaml` (edits that hold
 no other dimension, likewise), `pushed.yaml` (what is asked again under a disturbance), `confirm.yaml` (what is asked
 again on fresh start states) and `learned.yaml` (an edit that aims at what an expert would do, and its placebos). Gates
-that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the policy for
-P. Also made here, from training start states only: the direction of success (difference of means), probes of other
+that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the policy
+for P. Also made here, from training start states only: the direction of success (difference of means), probes of other
 tokens, and the neurons that move dz most.
 
     python experiments/recovery/arms.py --rollouts runs/study/mini --out results/recovery

@@ -1,6 +1,6 @@
 """Do the findings of the study hold on start states that nobody has looked at?
 
-The claims below, their arms and their 300 units (start states 1000 to 1029 of ten tasks, which are drawn, undisturbed)
+The claims below, their arms and their 400 units (start states 1000 to 1039 of ten tasks, which are drawn, undisturbed)
 were written down and committed before the first of these units ran; the rows carry that commit. Nothing is chosen on
 them. The tests against placebos are of contacts after the trigger (exact McNemar on the units in which `none` has one)
 and corrected after Holm over the claims, not over all pairs of arms as a report does.

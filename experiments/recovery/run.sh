@@ -68,7 +68,7 @@ pushed() {
 }
 
 confirm() {
-  evaluated confirm confirm contact 1000-1029 none --full-horizon
+  evaluated confirm confirm contact 1000-1039 none --full-horizon
   recovery tables --run "$OUT/confirm" --out "$OUT/confirm-tables" --tested mist-free mist-strong
   recovery confirm --run "$OUT/confirm" --out "$OUT"
 }
