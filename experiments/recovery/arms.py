@@ -6,7 +6,7 @@ no other dimension, likewise), `pushed.yaml` (what is asked again under a distur
 again on fresh start states) and `learned.yaml` (an edit that aims at what an expert would do, and its placebos). Gates
 that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the policy
 for P. Also made here, from training start states only: the direction of success (difference of means), probes of other
-tokens, and the neurons that move dz most.
+tokens, the means of safe states, and the neurons that move dz most.
 
     python experiments/recovery/arms.py --rollouts runs/study/mini --out results/recovery
 """
@@ -29,6 +29,7 @@ from risk import part
 from mist_interp import HookedVLA
 from mist_interp.analysis.neurons import neuron_effects, neuron_table
 from mist_interp.data import RolloutStore
+from mist_interp.data.activation_set import ActivationSet
 from mist_interp.libero import LiberoEnv, LiberoSuite
 from mist_interp.probing import Probe, Risk
 from mist_interp.probing.contrasts import contrast_sets
@@ -67,9 +68,13 @@ def main(settings: Settings) -> None:
     train = part(store, settings.train)
     failed, succeeded = contrast_sets(train, ("resid_post", settings.layer), target="failure")
     SteeringDirection.from_contrast(succeeded, failed).save(folder / "success_direction")
+    site, risk = ("resid_post", settings.layer), Risk(dimensions=("dx", "dy", "dz"))
+    labels = risk.labels(train)
     for tokens in TOKENS:
-        where = Probe(("resid_post", settings.layer), tokens=tokens, target=Risk(dimensions=("dx", "dy", "dz")))
-        where.fit(train).save(folder / f"probe_{tokens}")
+        Probe(site, tokens=tokens, target=risk).fit(train).save(folder / f"probe_{tokens}")
+        rows = ActivationSet.read(train, site, tokens)
+        for dim, label in zip(labels.outputs, labels.values.T, strict=True):
+            SteeringDirection.mean_state(rows.where(label == 0)).save(folder / f"safe_{tokens}" / dim)
     lists = {
         "main": rivals(settings, folder),
         "edit": ["none", edit(settings)],
@@ -185,6 +190,10 @@ def ablations(settings: Settings, folder: Path) -> list[Any]:
         *({**along, "probe": str(folder / f"probe_{tokens}"), "name": f"add-{tokens}"} for tokens in TOKENS),
         {**along, "probe": str(folder / f"probe_{TOKENS[0]}"), "mode": "clamp", "name": "clamp"},
         {**along, "probe": str(folder / f"probe_{TOKENS[0]}"), "mode": "project_out", "name": "project-out"},
+        *(
+            {**along, "safe": str(folder / f"safe_{tokens}"), "mode": "replace", "name": f"replace-{tokens}"}
+            for tokens in TOKENS
+        ),
     ]
 
 

@@ -213,13 +213,24 @@ def _wrong_direction(direction: SteeringDirection, coef: float = 1.0, **options:
     return Steer(-direction, coef, **{"name": "reversed-steer", **options})
 
 
-def _learned(probe: Probe, **options: Any) -> LearnedDirections:
-    if options.get("mode") == "replace":  # a probe's weights are a direction and no state
-        raise ValueError(
-            "mode=replace puts a state in place of another, and a probe has none; in Python "
-            "LearnedDirections({output: mean of the safe states}, mode='replace')"
-        )
-    return LearnedDirections({output: probe.direction(output) for output in probe.outputs_}, **options)
+def _learned(
+    probe: Probe | None = None, safe: Mapping[str, SteeringDirection] | None = None, **options: Any
+) -> LearnedDirections:
+    """A probe has directions, of which nothing can be put in place of a state; states are no directions."""
+    mode = options.get("mode", "add")
+    needed = "safe" if mode == "replace" else "probe"
+    if (probe is None, safe is None) != (needed != "probe", needed != "safe"):
+        raise ValueError(f"arm learned: mode={mode} takes {needed}=FOLDER and no other")
+    made = safe or {output: probe.direction(output) for output in probe.outputs_}  # type: ignore[union-attr]
+    return LearnedDirections(made, **options)
+
+
+def _states(folder: str) -> dict[str, SteeringDirection]:
+    """A state per output of the detector, each in a folder of that name."""
+    found = {path.name: SteeringDirection.load(path) for path in sorted(Path(folder).glob("*")) if path.is_dir()}
+    if not found:
+        raise FileNotFoundError(f"{folder} has no folders, one per output such as dz, with a mean state in each")
+    return found
 
 
 def _random(direction: SteeringDirection | None = None, **options: Any) -> Arm:
@@ -283,8 +294,8 @@ KINDS: Mapping[str, Kind] = {
     ),
     "learned": Kind(
         _learned,
-        {"probe": Probe.load, "mode": str, "coef": _number, "high": _number, **_WHEN},
-        {"probe": "probe=runs/probe"},
+        {"probe": Probe.load, "safe": _states, "mode": str, "coef": _number, "high": _number, **_WHEN},
+        {},
     ),
     "steer": Kind(Steer, _STEERING, _FOLDER),
     "constant-steer": Kind(partial(Steer, when="always", name="constant-steer"), _STEERING, _FOLDER),

@@ -25,7 +25,7 @@ from torch import Tensor
 from mist_interp.core.kept import keep, kept, triples
 from mist_interp.core.names import Site
 from mist_interp.core.provenance import provenance
-from mist_interp.data.activation_set import StartState, fingerprint, refuse_shared, start_states
+from mist_interp.data.activation_set import ActivationSet, StartState, fingerprint, refuse_shared, start_states
 from mist_interp.data.artefact import OnHub
 from mist_interp.data.records import Array, Unit
 from mist_interp.steering.making import Making
@@ -34,6 +34,7 @@ from mist_interp.tracing.verbs import add
 
 SIGMA = "1 standard deviation of the training projection"
 COMBINATION = "linear combination of directions"
+STATE = "the state itself, which is put in place of another and not added"
 
 
 class Steerable(Protocol):
@@ -110,6 +111,24 @@ class SteeringDirection(Making, OnHub):
         noise = torch.randn(like.vector.shape, generator=generator, dtype=torch.float64)
         vector = (noise * (like.norm / noise.norm())).to(like.vector)
         return replace(like, vector=vector, source={"method": "random, equal norm", "seed": seed, "like": like.source})
+
+    @classmethod
+    def mean_state(cls, rows: ActivationSet, *, evaluation: Iterable[Unit] = ()) -> SteeringDirection:
+        """The mean of rows, such as those of safe queries: no direction but a state, to be put in place of another.
+
+        Raises:
+            ValueError: a start state of `evaluation` is among the rows.
+        """
+        refuse_shared(rows.start_states, start_states(evaluation))
+        mean = torch.tensor(rows.x.mean(axis=0, dtype=np.float64), dtype=torch.float32)
+        facts = {
+            **rows.source,
+            "method": "mean of rows",
+            "rows": len(rows),
+            "start_states": fingerprint(rows.start_states),
+            "versions": provenance(),
+        }
+        return cls(rows.site, mean, rows.tokens, STATE, facts, rows.start_states)
 
     # -- using
 

@@ -3,10 +3,10 @@
     add            minus `coef` units of the direction of rising risk
     clamp          the projection on it is kept at or below `high` units, a safe value
     project_out    nothing of it is left
-    replace        the state becomes the mean of safe states
+    replace        the state of every selected token becomes the mean of safe states
 
-A direction per dimension comes from the weights of a probe (`Probe.direction("dz")`) or from a contrast; the mean of
-safe states is a vector of the same site, kept like a direction.
+A direction per dimension comes from the weights of a probe (`Probe.direction("dz")`) or from a contrast, the mean of
+safe states from `SteeringDirection.mean_state`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms.activations import NoEdit, fingerprint
 from mist_interp.evaluation.arms.protocol import ArmLog, Query, check_when, edited, is_live
-from mist_interp.steering.direction import SteeringDirection
+from mist_interp.steering.direction import STATE, SteeringDirection
 from mist_interp.tracing.interventions import Intervention
 from mist_interp.tracing.verbs import clamp_projection, project_out, replace
 
@@ -56,6 +56,12 @@ class LearnedDirections:
             raise UnknownName("mode of learned directions", self.mode, MODES)
         if not self.directions or not np.isfinite([self.coef, self.high]).all():
             raise ValueError(f"arm {self.name!r} needs directions and finite numbers; given {self}")
+        for output, one in self.directions.items():
+            if (one.unit == STATE) != (self.mode == "replace"):
+                raise ValueError(
+                    f"arm {self.name!r}: mode={self.mode} with {output}={one}; replace takes states "
+                    "(SteeringDirection.mean_state), the other modes directions"
+                )
 
     @property
     def gated(self) -> bool:

@@ -15,6 +15,7 @@ from mist_interp.core.actions import ACTION_NAMES, ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import Site
+from mist_interp.data.activation_set import ActivationSet
 from mist_interp.data.records import Unit
 from mist_interp.evaluation import arm_texts
 from mist_interp.evaluation.arm_texts import kinds, parse_arm, parse_arms
@@ -35,7 +36,7 @@ from mist_interp.evaluation.arms.motion import action_scale
 from mist_interp.evaluation.folder import ResultsFolder
 from mist_interp.models.random import random_policy
 from mist_interp.probing.deviation import Deviation
-from mist_interp.steering.direction import SteeringDirection
+from mist_interp.steering.direction import SIGMA, STATE, SteeringDirection
 from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.hooked import HookedVLA
 
@@ -135,6 +136,9 @@ def test_every_mandatory_arm_of_a_main_table_has_a_name_of_its_own() -> None:
         ("sham-triggers:rate=2", "probability"),
         ("failsafe-style:queries=0", "queries >= 1"),
         ("learned:probe=nowhere", "nowhere"),
+        ("learned", "mode=add takes probe=FOLDER"),
+        ("learned:mode=replace", "mode=replace takes safe=FOLDER"),
+        ("learned:mode=replace,safe=nowhere", "nowhere has no folders, one per output"),
     ],
 )
 def test_wrong_texts_say_what_is_possible(text: str, message: str) -> None:
@@ -383,7 +387,8 @@ def test_learned_directions_act_on_what_is_flagged(
     vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], mode: str
 ) -> None:
     site, draw = Site("blocks.2.hook_resid_post"), torch.Generator().manual_seed(0)
-    made = {name: SteeringDirection(site, torch.randn(64, generator=draw)) for name in ("dx", "dz")}
+    unit = STATE if mode == "replace" else SIGMA
+    made = {name: SteeringDirection(site, torch.randn(64, generator=draw), unit=unit) for name in ("dx", "dz")}
     arm = LearnedDirections(made, mode, coef=1.5, high=-1.0)
     _, log = arm.act(vla, inputs, alarmed(seen, flagged=("dz", "dyaw")))
     assert log.details["flagged"] == ["dz"] and len(log.details["changes"]) == 1 and len(arm.edits()) == 2
@@ -403,6 +408,24 @@ def test_learned_directions_act_on_what_is_flagged(
     assert arm.act(vla, inputs, alarmed(seen, flagged=("dy",)))[0] is seen["clean"]
     with pytest.raises(UnknownName, match="did you mean 'clamp'"):
         LearnedDirections(made, "clmp")
+    with pytest.raises(ValueError, match=f"mode={'add' if mode == 'replace' else 'replace'} with dx="):
+        LearnedDirections(made, "add" if mode == "replace" else "replace")
+
+
+def test_the_mean_of_safe_states_is_kept_and_read_by_an_arm(tmp_path: Path) -> None:
+    rows, units = np.random.default_rng(0).normal(size=(5, 64)), [Unit("libero_spatial", 3, init) for init in range(5)]
+    safe = ActivationSet(rows, tuple(units), Site("blocks.2.hook_resid_post"), "proprio")
+    state = SteeringDirection.mean_state(safe)
+    np.testing.assert_allclose(state.vector.numpy(), rows.mean(axis=0), rtol=1e-5)
+    assert state.source["rows"] == 5 and state.trained_on == safe.start_states and state.tokens == "proprio"
+    with pytest.raises(ValueError, match="libero_spatial"):
+        SteeringDirection.mean_state(safe, evaluation=units[:1])
+    state.save(tmp_path / "dz")
+    arm = parse_arm(f"learned:mode=replace,safe={tmp_path}")
+    assert isinstance(arm, LearnedDirections) and list(arm.directions) == ["dz"]
+    assert torch.equal(arm.directions["dz"].vector, state.vector) and arm.directions["dz"].tokens == "proprio"
+    with pytest.raises(ValueError, match="libero_spatial"):
+        arm.check_units(units)
 
 
 # -- at random times -------------------------------------------------------------------------------------------------

@@ -47,10 +47,12 @@ def test_every_arm_of_the_lists_can_be_made_and_has_a_name_of_its_own(
     settings, folder = arms.Settings(out=tmp_path), tmp_path / "arms"
     lists = [arms.rivals(settings, folder), arms.ablations(settings, folder), arms.learned(settings)]
     lists += [arms.free(settings), arms.disturbed(settings), arms.confirmed(settings)]
-    for listed, count in zip(lists, (27, 22, 8, 17, 8, 9), strict=True):
-        made = [parse_arm(one) for one in listed if not {"direction", "probe"} & set(one)]  # these need fitted files
+    for listed, count in zip(lists, (27, 25, 8, 17, 8, 9), strict=True):
+        made = [
+            parse_arm(one) for one in listed if not {"direction", "probe", "safe"} & set(one)
+        ]  # these need fitted files
         names = [arm.name for arm in made] + [one.get("name", one["kind"]) for one in listed if "direction" in one]
-        names += [one["name"] for one in listed if "probe" in one]
+        names += [one["name"] for one in listed if {"probe", "safe"} & set(one)]
         assert len(set(names)) == len(names) == count and names[0] == "none"
     strong = {arm.name: arm.like if arm.name.startswith("action") else arm for arm in map(parse_arm, lists[0][4:14])}
     sizes = {name: arm.size for name, arm in strong.items() if hasattr(arm, "size")}
