@@ -68,8 +68,7 @@ def main(settings: Settings) -> None:
     tests = pd.DataFrame([flat_test(row) for row in twins["comparisons"] if row["arm"] in settings.tested])
     write(settings.out / "tests.csv", tests.set_index(["arm", "outcome", "reference"]))
     draw(twins).savefig(settings.out / "arms.png", dpi=150)
-    folder = ResultsFolder(settings.run)
-    write(settings.out / "by_failure.csv", by_failure(folder, folder.rows()))
+    write(settings.out / "by_failure.csv", by_failure(ResultsFolder(settings.run).rows()))
 
 
 def main_table(summary: Mapping[str, Any]) -> pd.DataFrame:

@@ -26,6 +26,8 @@ from mist_interp.data.rollout import rollout
 from mist_interp.evaluation.arms import Arm, ArmLog, Query
 from mist_interp.evaluation.bystanders import disturbed, motions
 from mist_interp.evaluation.detector import Detector
+from mist_interp.evaluation.failures import COLUMN as FAILURE
+from mist_interp.evaluation.failures import way_of_failing
 from mist_interp.evaluation.foreseen import COLUMN, foreseen
 from mist_interp.evaluation.gate import Gate, see
 from mist_interp.evaluation.horizon import FULL_COLUMNS, LOW_FORCE, contact_columns, hold_to_the_limit
@@ -168,6 +170,7 @@ def run_episode(
     own = [_query_row(query, columns) for query, columns in zip(record.queries, extra, strict=True)]
     row = _episode_row(planned, record, prefix + own, own, detector is not None, provenance)
     row["start"] = origin.how if origin else RESET
+    row[FAILURE] = way_of_failing(row, prefix + own)
     moved = motions(env, (prefix + own)[0]["objects"])
     row |= contact_columns(hold_to_the_limit(env, record), "_full") if full_horizon else dict.fromkeys(FULL_COLUMNS)
     row["disturbed"] = disturbed(env, planned.unit, moved, record.steps)

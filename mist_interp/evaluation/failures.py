@@ -6,36 +6,39 @@ Of the units whose trigger came and that fail under `none`, by the way in which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.data.failure_types import failure_type, objects_to_move
-from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import REFERENCE_ARM, PlannedEpisode, Unit
+from mist_interp.evaluation.recorded import recorded
 
+Row = dict[str, Any]
+
+COLUMN = "failure_type"
 COLLIDED = "with a contact"
 
 
-def way_of_failing(folder: ResultsFolder, row: Row) -> str | None:
-    """The way in which a stored episode failed; None if it did not, or for scenes that LIBERO does not know.
+def way_of_failing(row: Row, queries: Iterable[Row]) -> str | None:
+    """The way in which a finished episode failed; None if it did not, or in scenes that LIBERO does not know.
 
     Args:
-        folder: where its queries are.
         row: its row.
+        queries: its query rows.
     """
-    if row["status"] != "ok" or row["success"]:
+    if row["success"]:
         return None
     try:
         wanted = objects_to_move(row["suite"], row["task"])
     except (UnknownName, ImportError):
         return None
-    return failure_type(folder.record(row), wanted)
+    return failure_type(recorded(row, queries), wanted)
 
 
-def by_failure(folder: ResultsFolder, rows: Sequence[Row]) -> pd.DataFrame:
+def by_failure(rows: Iterable[Row]) -> pd.DataFrame:
     """A row per way of failing, the most frequent first: `units`, `with a contact`, and per arm how many it saves."""
     arms_of: dict[Unit, dict[str, Row]] = {}
     for row in rows:
@@ -45,7 +48,7 @@ def by_failure(folder: ResultsFolder, rows: Sequence[Row]) -> pd.DataFrame:
     table: dict[str, dict[str, int]] = {}
     for arms in arms_of.values():
         shadow = arms.get(REFERENCE_ARM)
-        way = way_of_failing(folder, shadow) if shadow and shadow["triggered"] else None
+        way = shadow[COLUMN] if shadow and shadow["triggered"] else None
         if shadow is None or way is None:
             continue
         counts = table.setdefault(way, {"units": 0, COLLIDED: 0})

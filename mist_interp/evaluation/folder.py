@@ -35,8 +35,8 @@ from mist_interp.evaluation.recorded import recorded
 from mist_interp.tracing.interventions import Intervention, save_edits
 
 Row = dict[str, Any]
-# Counts up when rows or queries get columns that later episodes of a run need.
-LAYOUT = 2
+# Counts up when rows or queries get columns that are needed later.
+LAYOUT = 3
 # A change of these changes rewards and contacts, so rows from both sides cannot be compared.
 _SIMULATOR_FACTS = ("mujoco", "robosuite", "libero")
 # Columns that hold more than one value.
@@ -71,11 +71,6 @@ class ResultsFolder:
         settings = json.loads(json.dumps(settings))
         if self.config_path.exists():
             before = self.config()
-            if before.get("layout") != LAYOUT:
-                raise SettingsDiffer(
-                    f"{self.path} holds a run in layout {before.get('layout', 1)}; this version writes layout "
-                    f"{LAYOUT}, whose rows hold more: give another folder"
-                )
             self._check_settings(before["settings"], settings)
             self._check_simulator(before["provenance"])
             self._check_plan(self.plan(), plan)
@@ -112,10 +107,16 @@ class ResultsFolder:
 
         Raises:
             FileNotFoundError: there is no run in this folder.
+            SettingsDiffer: another version of this package wrote it, whose rows hold something else.
         """
         if not self.config_path.exists():
             raise FileNotFoundError(f"{self.path} holds no evaluation run (no config.json)")
         config: Row = json.loads(self.config_path.read_text(encoding="utf-8"))
+        if config.get("layout") != LAYOUT:
+            raise SettingsDiffer(
+                f"{self.path} holds a run in layout {config.get('layout', 1)}; this version reads and writes layout "
+                f"{LAYOUT}, whose rows hold something else: give another folder, or run it again"
+            )
         return config
 
     def plan(self) -> list[PlannedEpisode]:

@@ -7,7 +7,7 @@ episode rows when the page is written, and every definition that was used stands
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from mist_interp.core.files import write_atomic
-from mist_interp.evaluation.failures import by_failure, way_of_failing
+from mist_interp.evaluation.failures import COLUMN, by_failure
+from mist_interp.evaluation.folder import Row
 from mist_interp.evaluation.plan import REFERENCE_ARM, Unit
 from mist_interp.report.figures import rates_figure, score_figure
 from mist_interp.report.run import Run, load_run
@@ -65,8 +66,15 @@ def write_report(path: str | Path, *, title: str | None = None, max_films: int =
     return target
 
 
-def render(run: Run, title: str, max_films: int = MAX_FILMS) -> str:
-    """The page as HTML text."""
+def render(run: Run, title: str, max_films: int = MAX_FILMS, *, curves: bool = True) -> str:
+    """The page as HTML text.
+
+    Args:
+        run: what it is about.
+        title: headline.
+        max_films: paired films at most.
+        curves: draw what needs the query files: the detector over time. No number of the page does.
+    """
     compared = run.summary["units"]["compared"]
     sections = [_head(run, title), _banner(run)]
     if compared:
@@ -77,7 +85,7 @@ def render(run: Run, title: str, max_films: int = MAX_FILMS) -> str:
             _paired(run),
             _tasks(run),
             _failures(run),
-            _scores(run),
+            _scores(run, curves),
             _films(run, max_films),
         ]
     sections += [_episodes(run), _errors(run), _definitions(run), _provenance(run)]
@@ -181,7 +189,7 @@ def _tasks(run: Run) -> str:
 
 
 def _failures(run: Run) -> str:
-    found = by_failure(run.folder, run.rows)
+    found = by_failure(run.rows)
     if found.empty:
         return ""
     heads = "".join(f"<th>{escape(name)}</th>" for name in found.columns)
@@ -196,23 +204,25 @@ def _failures(run: Run) -> str:
     )
 
 
-def _scores(run: Run) -> str:
+def _scores(run: Run, drawn: bool) -> str:
     arm = REFERENCE_ARM if REFERENCE_ARM in run.arms else run.arms[0]
-    parts = []
-    for row in run.rows:
-        if row["arm"] != arm or row["status"] != "ok" or row["triggered"] is None:
-            continue
-        queries = run.folder.queries(run.planned(row))[["step", "score"]]
-        parts.append(queries.assign(key=row["key"], success=row["success"], collision_1n=row["collision_1n"]))
-    if not parts:
+    rows = [row for row in run.rows if row["arm"] == arm and row["status"] == "ok" and row["triggered"] is not None]
+    if not rows:
         return ""
     detector: dict[str, Any] = run.settings["detector"]
-    figure = score_figure(pd.concat(parts), _threshold(detector), arm)
+    figure = score_figure(_scored(run, rows), _threshold(detector), arm) if drawn else ""
     return (
         f"<h2>The detector over time</h2><figure>{figure}<figcaption>Score of <i>{escape(detector['name'])}</i>: "
         "median and middle half of the episodes that are still running. Successes end early, so late steps rest on "
         "few of them.</figcaption></figure>"
     )
+
+
+def _scored(run: Run, rows: Sequence[Row]) -> pd.DataFrame:
+    """The score of every query of some episodes."""
+    of = {row["key"]: run.folder.queries(run.planned(row))[["step", "score"]] for row in rows}
+    kept = ("key", "success", "collision_1n")
+    return pd.concat([of[row["key"]].assign(**{name: row[name] for name in kept}) for row in rows])
 
 
 def _threshold(detector: Mapping[str, Any]) -> float:
@@ -248,8 +258,7 @@ def _film(run: Run, unit: Unit) -> str:
     share = round(100 * min(1.0, len(takes) / 3))
     instruction = escape(str(takes[0].row["instruction"]))
     shadow = run.row(REFERENCE_ARM, unit)
-    way = way_of_failing(run.folder, shadow) if shadow else None
-    told = f" ({REFERENCE_ARM}: {way})" if way else ""
+    told = f" ({REFERENCE_ARM}: {shadow[COLUMN]})" if shadow and shadow[COLUMN] else ""
     return (
         f'<div class="film"><p>Task {unit.task}, init state {unit.init_state}: {instruction}{told}</p>'
         f'<video src="{url}" style="width:{share}%" muted loop playsinline preload="auto"></video></div>'

@@ -18,6 +18,7 @@ def episode(arm: str, task: int, init: int, **facts: Any) -> dict[str, Any]:
         "status": "ok",
         "instruction": f"task {task}",
         "success": False,
+        "failure_type": None,
         "steps": 100,
         "queries": 10,
         "collision_1n": False,

@@ -20,6 +20,7 @@ from mist_interp.core.files import read_json_lines
 from mist_interp.data.policy_source import PolicySource
 from mist_interp.evaluation import Detector, NoEdit, Protocol, SettingsDiffer, evaluate
 from mist_interp.evaluation.arms import ArmLog, Intervene
+from mist_interp.evaluation.comparison import compare
 from mist_interp.evaluation.progress import Progress
 from mist_interp.tracing.interventions import load_edits
 from mist_interp.tracing.verbs import skip
@@ -180,8 +181,10 @@ def test_a_run_of_an_older_layout_is_not_gone_on_with(tmp_path: Path) -> None:
     run(tmp_path, limit=1)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "layout"}))
-    with pytest.raises(SettingsDiffer, match="layout 1; this version writes layout 2"):
+    with pytest.raises(SettingsDiffer, match="layout 1; this version reads and writes layout 3"):
         run(tmp_path)
+    with pytest.raises(SettingsDiffer, match="or run it again"):
+        compare([tmp_path])
 
 
 def test_a_run_can_be_extended_but_not_shrunk(tmp_path: Path) -> None:

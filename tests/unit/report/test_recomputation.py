@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from mist_interp.cli import main
+from mist_interp.evaluation import failures
 from mist_interp.evaluation.folder import episode_table, rows_of_table
 from mist_interp.evaluation.summary import summarize
 from mist_interp.report import write_report
@@ -24,10 +25,14 @@ from tests.unit.evaluation.test_twins import run
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With an episode that crashed, so that columns have gaps."""
+    """With an episode that crashed, so that columns have gaps; what fails drops its object."""
     out = tmp_path_factory.mktemp("recompute") / "run"
-    run(out, FakeVLA(crash_on=(8,)), full_horizon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failures, "objects_to_move", lambda suite, task: ("bowl",))
+        patch.setattr(failures, "failure_type", lambda record, wanted: "dropped")
+        run(out, FakeVLA(crash_on=(8,)), inits=(0, 1, 2, 4), full_horizon=True)
     write_report(out)
+    assert "Which failures" in (out / "report.html").read_text(encoding="utf-8")
     return out
 
 
@@ -39,6 +44,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 def test_every_number_follows_from_the_episodes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "episodes.jsonl").unlink()  # from the table alone
     (folder / "episodes.jsonl").touch()
+    shutil.rmtree(folder / "queries")
     assert recompute(folder) == []
     assert main(["recompute", str(folder)]) == 0
     assert "every number follows" in capsys.readouterr().out
