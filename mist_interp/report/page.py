@@ -192,10 +192,10 @@ def _failures(run: Run) -> str:
     found = by_failure(run.rows)
     if found.empty:
         return ""
-    heads = "".join(f"<th>{escape(name)}</th>" for name in found.columns)
+    heads = "".join(f"<th>{escape(way)}</th>" for way in found.index)
     rows = [
-        f"<tr><td>{escape(way)}</td>" + "".join(f"<td>{count}</td>" for count in counts) + "</tr>"
-        for way, counts in zip(found.index, found.to_numpy(), strict=True)
+        f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{count}</td>" for count in counts) + "</tr>"
+        for name, counts in found.items()
     ]
     return (
         f"<h2>Which failures</h2><p class='note'>Units in which the detector fires and {REFERENCE_ARM} fails, by the "
