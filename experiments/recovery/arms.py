@@ -1,12 +1,16 @@
 """Which arms does the study of recovery compare, and with what strength?
 
-Writes lists that `mist eval --arms` reads: `main.yaml` (the arm under test beside its placebos and rivals), `edit.yaml`
-(that arm alone), `ablations.yaml` (one thing changed at a time, for the validation split), `free.yaml` (edits that hold
-no other dimension, likewise), `pushed.yaml` (what is asked again under a disturbance), `confirm.yaml` (what is asked
-again on fresh start states) and `learned.yaml` (an edit that aims at what an expert would do, and its placebos). Gates
-that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the policy
-for P. Also made here, from training start states only: the direction of success (difference of means), probes of other
-tokens, the means of safe states, and the neurons that move dz most.
+Writes lists that `mist eval --arms` reads:
+
+    main        the arm under test beside its placebos and rivals; edit: that arm alone
+    ablations   one thing changed at a time; free: edits that hold no other dimension. Both for the validation split
+    confirm     what is asked again on fresh start states; pushed: under a disturbance
+    twins       `none` and the arm of which a head learns where acting helps
+    learned     an edit that aims at what an expert would do, and its placebos
+
+Gates that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the
+policy for P. Also made here, from training start states only: the direction of success (difference of means), probes of
+other tokens, the means of safe states, and the neurons that move dz most.
 
     python experiments/recovery/arms.py --rollouts runs/study/mini --out results/recovery
 """
@@ -82,6 +86,7 @@ def main(settings: Settings) -> None:
         "free": free(settings),
         "pushed": disturbed(settings),
         "confirm": confirmed(settings),
+        "twins": ["none", {**freed(settings), "name": "mist-free"}],
         "learned": learned(settings),
     }
     gate = yaml.safe_load((settings.out / "contact" / "gate.yaml").read_text())

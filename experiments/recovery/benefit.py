@@ -46,7 +46,7 @@ class Settings:
     out: Path = Path("results/recovery/careful")
     """Folder for benefit/ and gate.yaml."""
 
-    arm: str = "mist"
+    arm: str = "mist-free"
     """Whose benefit."""
 
     layer: int = 2

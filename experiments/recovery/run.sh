@@ -10,13 +10,14 @@
 #   main       all arms, on start states that serve nothing else; report: page, tables, figure; pushed: some of them
 #              while the robot is being pushed
 #   confirm    claims that were written down before, on start states that are drawn for it
-#   twins      forked twins of other start states; benefit: a head that foresees harm is fitted on them and tried
+#   twins      forked twins of drawn start states; benefit: a head that foresees harm is fitted on them and tried
 #   advise deviation tutor learned    another gate and aim: what an expert would do otherwise
 #
 #   RUN=runs/study          folder of the rollouts (experiments/study/run.sh collect makes them)
 #   OUT=results/recovery    folder of the fits, the tables and the reports
 #   PROCESSES=2             processes of each stage
-#   INITS=25-44             start states of the main table; 0-12 are fitted on, 13-19 calibrate, 20-24 choose, 45-49 twins
+#   INITS=25-44             start states of the main table; 0-12 are fitted on, 13-19 calibrate, 20-24 choose; from 1000
+#                           on they are drawn: 1000-1039 confirm, 2000-2029 twins
 #   DISTURBED=none          conditions of the main table; all else is judged undisturbed and under push0.4
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -73,11 +74,11 @@ confirm() {
   recovery confirm --run "$OUT/confirm" --out "$OUT"
 }
 
-twins() { evaluated twins edit contact 45-49 "$BOTH noise0.3 push1"; }
+twins() { evaluated twins twins contact 2000-2029 none; }
 
 benefit() {
   recovery benefit --run "$OUT/twins" --gate "$OUT/contact/gate.yaml" --out "$OUT/careful"
-  evaluated careful-main edit careful 20-24 "$BOTH"
+  evaluated careful-main twins careful 1000-1019 none --full-horizon
 }
 
 advise() { in_shards "$VENV_PYTHON" experiments/recovery/advise.py --rollouts "$RUN/mini" --out "$RUN"; }

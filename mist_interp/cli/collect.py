@@ -45,7 +45,8 @@ class Command(PolicyOptions):
     """Tasks of the suite: "all", or indices such as 0-4,7."""
 
     inits: str | None = None
-    """Initial states of every task: "all", or numbers such as 0-49 or 3,5; default: 0-9, with quotas all."""
+    """Initial states of every task: "all", or numbers such as 0-49 or 3,5; from 1000 on fresh ones are drawn. Default:
+    0-9, with quotas all."""
 
     sites: tuple[str, ...] = ("resid_post",)
     """What is kept: a name for all its layers, NAME:LAYERS such as resid_post:0-3,-1, or a full name such as

@@ -39,7 +39,7 @@ class Command(PolicyOptions):
     """Tasks of the suite: "all", or indices such as 0-4,7."""
 
     inits: str = "0-9"
-    """Initial states of every task, such as 0-49 or 3,5."""
+    """Initial states of every task, such as 0-49 or 3,5; from 1000 on fresh ones are drawn as LIBERO drew its 50."""
 
     arms: tuple[str, ...] = ("none",)
     """Interventions, each kind or kind:key=value,key=value, or a YAML file with a list of them: none, safe-stop,
