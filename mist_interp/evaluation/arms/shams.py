@@ -1,11 +1,12 @@
 """Would acting at other times have helped as much, or doing something else at the very same times?
 
 The same arm, but its queries are drawn at random: in each unit as many as another arm acted at, among those that both
-that arm and `none` lived to see, for a time behind the end of the sham's own episode would be lost. By default the
-other arm is `none`, which would have acted where the gate was open. The counts come from a results folder, which may be
-that of the very run if the other arm stands before this one; without one, each query is drawn with the same probability
-`rate`. What is drawn depends on the unit and the seed alone. Such a sham may act before the trigger, so it is not gated
-and runs from the start.
+that arm and `none` lived to see, for a time behind the end of the sham's own episode would be lost. If the other arm
+prolonged its episode and acted at more than `none` has, all of its queries are drawn from. By default the other arm is
+`none`, which would have acted where the gate was open. The counts come from a results folder, which may be that of the
+very run if the other arm stands before this one; without one, each query is drawn with the same probability `rate`.
+What is drawn depends on the unit and the seed alone. Such a sham may act before the trigger, so it is not gated and
+runs from the start.
 
 With `exact` nothing is drawn: the arm acts at the very queries at which the other one did (*yoked*). A placebo that
 follows the gate instead acts at fewer of them once it has left the other arm's path. Yoked to an arm that waits for the
@@ -114,7 +115,8 @@ class ShamTriggers:
         live = queries["fired"] if self.like == REFERENCE_ARM else queries["edit"] != ""
         if not self.exact:
             lived = min(len(queries), len(self._queries(unit, REFERENCE_ARM)))
-            return frozenset(draw.permutation(lived)[: live.sum()].tolist())
+            among = lived if live.sum() <= lived else len(queries)
+            return frozenset(draw.permutation(among)[: live.sum()].tolist())
         if (live & ~queries["triggered"]).any():
             raise ValueError(f"arm {self.name!r}: {self.like} acts before the trigger, so nothing can be yoked to it")
         return frozenset(queries.loc[live, "query"].tolist())
