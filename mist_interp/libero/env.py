@@ -6,6 +6,7 @@ Physics and observations are LIBERO's, bit for bit; pictures are drawn only when
 
 import hashlib
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from mist_interp.core.errors import UnknownName
 from mist_interp.libero.packages import load_simulator, silenced
-from mist_interp.libero.suite import DRAWN_FROM, SETTLING_STEPS, Task
+from mist_interp.libero.suite import DRAWN_FROM, DRAWS, SETTLING_STEPS, THROWN, Task
 
 load_simulator()
 
@@ -91,14 +92,23 @@ class LiberoEnv:
 
         Raises:
             ValueError: there is no such initial state; says which there are.
+            RuntimeError: no draw of this scene keeps its objects where they are put.
         """
         self.task.check_init_state(init_state)
-        if init_state >= DRAWN_FROM:
-            self._placement.sample(init_state)
-        else:
+        if init_state < DRAWN_FROM:
             self._placement.apply(init_state)
             self._libero.env.sim.set_state_from_flattened(self.task.init_states[init_state])
-        self._settle(init_state)
+            self._settle(init_state)
+            return
+        for _ in islice(self._placement.draws(init_state), DRAWS):
+            placed = self._object_places()
+            self._settle(init_state)
+            if np.abs(self._object_places() - placed)[:, :2].max() < THROWN:
+                return
+        raise RuntimeError(f"start state {init_state} of {self.task.name!r}: in none of {DRAWS} draws all objects stay")
+
+    def _object_places(self) -> Float[np.ndarray, "object 3"]:
+        return self.data.xpos[list(self._objects.values())].copy()
 
     def _settle(self, init_state: int) -> None:
         with silenced():

@@ -43,11 +43,17 @@ class FixturePlacement:
             self._reset(earlier)
         self._reset(episode)
 
-    def sample(self, number: int) -> None:
-        """Draw a new scene, objects included, from the distribution that LIBERO's initial states were drawn from."""
-        with _own_generator(), silenced():
+    def draws(self, number: int) -> Iterator[None]:
+        """New scenes, objects included, one after the other, as LIBERO's initial states were drawn; never ends."""
+        with _own_generator():
             np.random.seed([number, self._seed] if self._seed else number)  # noqa: NPY002
-            self._reset_without_reloading(loads=1)
+            state = np.random.get_state()  # noqa: NPY002
+        while True:
+            with _own_generator(), silenced():
+                np.random.set_state(state)  # noqa: NPY002
+                self._reset_without_reloading(loads=1)
+                state = np.random.get_state()  # noqa: NPY002
+            yield
 
     def _reset(self, episode: int) -> None:
         with _own_generator(), silenced():

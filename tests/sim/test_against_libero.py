@@ -117,6 +117,33 @@ def test_drawn_start_states_stand_where_the_published_ones_stand_and_are_none_of
     assert nearest.min() > 0.001  # m
 
 
+@pytest.mark.parametrize(("index", "number"), [(0, 1034), (2, 1024), (8, 1031)])
+def test_a_draw_that_throws_an_object_is_drawn_again(index, number):
+    env = LiberoEnv(LiberoSuite("libero_spatial").tasks[index])
+    next(env._placement.draws(number))
+    assert thrown(env), "the first draw puts one object into another"
+    env.reset(number)
+    once, places = env.state_hash(), objects(env)
+    published = []
+    for init_state in (0, 1, 2):
+        env.reset(init_state)
+        published.append(objects(env))
+    assert np.abs(places - np.mean(published, axis=0)).max() < 0.15
+    env.reset(number)
+    assert env.state_hash() == once
+    env.close()
+
+
+def objects(env):
+    return env.data.xpos[list(env._objects.values())]
+
+
+def thrown(env):
+    before = objects(env).copy()
+    env._settle(0)
+    return np.abs(objects(env) - before)[:, :2].max() > 0.07
+
+
 def test_bad_input_is_refused(env):
     for nowhere in (-1, 50, 999):
         with pytest.raises(ValueError, match="has 0 to 49, and from 1000 on drawn ones"):
@@ -153,6 +180,8 @@ SCENES += [(suite, index) for suite in ("libero_object", "libero_goal", "libero_
 @pytest.mark.parametrize(("suite", "index"), SCENES)
 def test_a_task_loads_and_steps(suite, index):
     env = LiberoEnv(LiberoSuite(suite).tasks[index])
+    env.reset(1000)
+    assert env.init_state == 1000
     env.reset(49)
     before = env.proprioception()["robot0_eef_pos"]
     for _ in range(4):
