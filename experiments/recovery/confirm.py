@@ -53,6 +53,9 @@ def main(settings: Settings) -> None:
     summary = compare([settings.run], draws=settings.draws)
     if summary["partial"]:
         raise SystemExit(f"{settings.run} is not finished: {'; '.join(summary['partial_reasons'])}")
+    if dropped := summary["units"]["dropped_for_errors"]:
+        raise SystemExit(f"{dropped} units crashed in some arm; run them again with --retry-errors")
+    print("\n".join(summary["warnings"]))
     table = judged(summary)
     settings.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(settings.out / "confirmed.csv", index=False)

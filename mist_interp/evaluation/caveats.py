@@ -28,7 +28,7 @@ def partial_reasons(settings: Mapping[str, Any]) -> list[str]:
 
 
 def placebo_arms(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Arms that do something of no meaning: `placebo` in their config is true, or its `method` begins with "random"."""
+    """Arms that an edit has to beat: `placebo` in their config is true, or its `method` begins with "random"."""
     arms: Mapping[str, Mapping[str, Any]] = settings["arms"]
     return tuple(
         name

@@ -58,12 +58,13 @@ class ResultsFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def start(self, settings: Row, plan: Sequence[PlannedEpisode]) -> None:
+    def start(self, settings: Row, plan: Sequence[PlannedEpisode], *, retry_errors: bool = False) -> None:
         """Write settings and plan, or check that they continue what is there.
 
         Args:
             settings: JSON-able, with `arms` = name -> config; everything that influences a row.
             plan: all episodes, also those of other shards.
+            retry_errors: crashed episodes will be run again, so what was said without them does not hold.
 
         Raises:
             SettingsDiffer: the folder belongs to another run.
@@ -81,7 +82,7 @@ class ResultsFolder:
         write_atomic(self.config_path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         lines = [json.dumps(episode.as_row(), ensure_ascii=False) for episode in plan]
         write_atomic(self.path / "plan.jsonl", "\n".join(lines) + "\n")
-        if self.missing(plan):  # what was said of fewer episodes must not stand beside more
+        if self.missing(plan, retry_errors=retry_errors):  # what was said of fewer episodes must not stand beside more
             for name in ("summary.json", "report.html"):
                 (self.path / name).unlink(missing_ok=True)
 

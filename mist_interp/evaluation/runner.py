@@ -160,7 +160,7 @@ def evaluate(
         settings["full_horizon"] = True
     if doubt := statistics_warning(settings):
         log.warning(doubt)
-    folder.start(settings, plan)
+    folder.start(settings, plan, retry_errors=retry_errors)
     for arm in arms:
         if edits := getattr(arm, "edits", None):
             folder.keep_edits(arm.name, edits())

@@ -69,8 +69,8 @@ class Task:
         LIBERO publishes 50 of each task, numbered from 0. Those from 1000 on are drawn anew as these were, with the
         number as the seed, so a study that has looked at all 50 has fresh ones. A draw that puts one object into
         another, so that one of them slides by 7 cm or more while the scene settles, is drawn again; in those of
-        libero_spatial they slide by 6 at most. Tasks of the same layout draw alike from the same number. `mini` and `mini-base` were trained on
-        numbers from 10,000 to 39,999.
+        libero_spatial they slide by 6 at most. Tasks of the same layout draw alike from the same number. `mini` and
+        `mini-base` were trained on numbers from 10,000 to 39,999.
 
         Raises:
             ValueError: the number is neither; says which there are.

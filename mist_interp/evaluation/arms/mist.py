@@ -299,7 +299,7 @@ class ActionCorrection:
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
-        return {**self.like.config(), "kind": "action-correction"}
+        return {**self.like.config(), "kind": "action-correction", "placebo": True}
 
     def check_units(self, units: Iterable[Unit]) -> None:
         """See `Mist`."""

@@ -35,6 +35,7 @@ from mist_interp.evaluation.folder import ResultsFolder
 from mist_interp.evaluation.plan import REFERENCE_ARM, PlannedEpisode
 
 LONGEST = 1000  # queries of an episode, far above every step limit
+SHARED = "queries of both, or of the longer if they are too few"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class ShamTriggers:
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
-        taken = {"queries": f"of {self.like}"} if self.exact else {"counts": f"as {self.like}"}
+        taken = {"queries": f"of {self.like}"} if self.exact else {"counts": f"as {self.like}", "among": SHARED}
         counted = taken if self.of else {"rate": float(self.rate)}
         return {"kind": "sham-triggers", "placebo": True, "arm": self.arm.config(), "seed": self.seed, **counted}
 

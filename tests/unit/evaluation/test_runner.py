@@ -113,6 +113,11 @@ def test_queries_hold_actions_scores_and_edits(tmp_path: Path) -> None:
     assert json.loads(queries["details"][2]) == {"query": 2}
 
 
+class Interrupted(FakeVLA):
+    def __call__(self, inputs: Any) -> Any:
+        raise KeyboardInterrupt
+
+
 def test_an_error_is_a_row_and_the_unit_leaves_the_comparison(tmp_path: Path) -> None:
     result = run(tmp_path, FakeVLA(crash_on=(1,)))
     rows = result.folder.rows()
@@ -122,7 +127,10 @@ def test_an_error_is_a_row_and_the_unit_leaves_the_comparison(tmp_path: Path) ->
     assert summary["units"] == {"compared": 8, "dropped_for_errors": 1, "not_finished_in_all_arms": 0}
     assert summary["episodes"]["errors"] == 1
     assert all(arm["units"] == 8 for arm in summary["arms"].values())
-    assert run(tmp_path).to_run == 0
+    assert run(tmp_path).to_run == 0 and (tmp_path / "summary.json").exists()
+    with pytest.raises(KeyboardInterrupt):  # cut before it is said anew
+        run(tmp_path, Interrupted(), retry_errors=True)
+    assert not (tmp_path / "summary.json").exists()
     assert run(tmp_path, retry_errors=True).to_run == 1
     repaired = run(tmp_path).folder.rows()
     assert len(repaired) == 18 and all(row["status"] == "ok" for row in repaired)

@@ -14,7 +14,9 @@ import pytest
 
 from mist_interp.core.names import Site
 from mist_interp.evaluation.arm_texts import parse_arm
+from mist_interp.evaluation.summary import summarize
 from mist_interp.probing import Deviation
+from tests.unit.evaluation.tables import table, twin
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "experiments" / "recovery"
 
@@ -106,6 +108,7 @@ def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_s
     for pattern in (
         r"evaluated ablations \S+ \S+ (\d+)-(\d+)",
         r"evaluated twins .*? (\d+)-(\d+)",
+        r"evaluated confirm .*? (\d+)-(\d+)",
         r"INITS:-(\d+)-(\d+)",
     ):
         first, last = (int(number) for number in re.search(pattern, runs).groups())  # type: ignore[union-attr]
@@ -114,4 +117,36 @@ def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_s
     fit = script("deviation").Settings()
     assert (fit.train, fit.calibrate) == (risk.train, risk.calibrate)
     assert script("tutor").Settings().inits == script("arms").Settings().train == risk.train
-    assert len(set(re.findall(r"evaluated (?:careful-main|\S*horizon\S*) \S+ \S+ (\S+)", runs)) | {"20-24"}) == 1
+    assert re.findall(r"evaluated \S*horizon\S* \S+ \S+ (\S+)", runs) == ["20-24"]
+    assert re.findall(r"evaluated careful-main \S+ \S+ (\d+)-(\d+)", runs) == [("1000", "1019")]  # of the confirmation
+
+
+FREE, STRONG = "mist-free", "mist-strong"
+PLACEBOS = ("random-direction-free-yoked", "wrong-dimension-free-yoked", "sham-triggers-free")
+STRONG_PLACEBOS = ("random-direction-strong-yoked", "wrong-dimension-strong-yoked")
+
+
+@pytest.mark.parametrize(
+    ("arm", "contacts", "successes", "broken"),
+    [
+        ("none", 40, 50, []),
+        (FREE, 30, 50, [0]),  # a quarter fewer
+        (FREE, 8, 9, [1, 2]),
+        (STRONG, 13, 50, [3]),  # 27 of 40
+        *((placebo, 8, 50, [place]) for place, placebo in enumerate(PLACEBOS + STRONG_PLACEBOS, start=4)),
+    ],
+)
+def test_a_claim_falls_with_what_it_says_and_no_other_does(
+    script: Any, arm: str, contacts: int, successes: int, broken: list[int]
+) -> None:
+    """60 units: `none` and the placebos have a contact in 40 and succeed in 50, the edits have one in 8."""
+    names = ("none", FREE, STRONG, *PLACEBOS, *STRONG_PLACEBOS)
+    counts = {name: (8 if name in (FREE, STRONG) else 40, 50) for name in names} | {arm: (contacts, successes)}
+    rows = [
+        twin(name, unit, unit >= well, touches=(60,) if unit < touched else (), collision_1n=unit < touched)
+        for name, (touched, well) in counts.items()
+        for unit in range(60)
+    ]
+    summary = summarize(table(*rows), names, placebos=names[3:], draws=200)
+    held = list(script("confirm").judged(summary)["held"])
+    assert [place for place, one in enumerate(held) if not one] == broken
