@@ -2,7 +2,7 @@
 # Does steering help? The study of interventions on mini, one command. Every stage goes on where it was cut.
 #   bash experiments/recovery/run.sh              stages risk arms ablations main report
 #   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons free main report
-#                                                 confirm pushed twins benefit advise deviation tutor learned
+#                                                 confirm pushed sanity twins benefit advise deviation tutor learned
 #
 #   risk       what opens the gate: the risk of a contact, and its alarm
 #   ablations  one thing changed at a time, on the start states that choose; horizons: gates that look less or more far
@@ -10,6 +10,7 @@
 #   main       all arms, on start states that serve nothing else; report: page, tables, figure; pushed: some of them
 #              while the robot is being pushed
 #   confirm    claims that were written down before, on start states that are drawn for it
+#   sanity     two arms whose worth is known: the expert in person, and a hand that is driven into the table
 #   twins      forked twins of drawn start states; benefit: a head that foresees harm is fitted on them and tried
 #   advise deviation tutor learned    another gate and aim: what an expert would do otherwise
 #
@@ -74,6 +75,8 @@ confirm() {
   recovery confirm --run "$OUT/confirm" --out "$OUT"
 }
 
+sanity() { recovery sanity --gate "$OUT/contact/gate.yaml" --out "$OUT/sanity"; }
+
 twins() { evaluated twins twins contact 2000-2029 none; }
 
 benefit() {
@@ -102,8 +105,8 @@ learned() {
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    risk | arms | ablations | horizons | free | main | report | confirm | pushed | twins | benefit | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed twins benefit advise deviation tutor learned" ;;
+    risk | arms | ablations | horizons | free | main | report | confirm | pushed | sanity | twins | benefit | advise | deviation | tutor | learned) ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed sanity twins benefit advise deviation tutor learned" ;;
   esac
   _say "$stage"
   $stage

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,18 @@ import pytest
 import torch
 
 pytest.importorskip("libero")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments" / "recovery"))
+
+from sanity import CHUNK, Oracle, Saboteur, Scripted, World, chunk_of
 
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.evaluation import Detector, NoEdit, Protocol, evaluate
-from mist_interp.evaluation.arms import ArmLog, Query
-from mist_interp.evaluation.environments import make_libero_env
 from mist_interp.evaluation.plan import PlannedEpisode
-from mist_interp.libero.expert import Expert
 from mist_interp.models.random import random_policy
 from mist_interp.tracing.hooked import HookedVLA
 
 pytestmark = pytest.mark.sim
-
-CHUNK = 8
 
 
 @dataclass
@@ -49,18 +48,6 @@ class Clock:
 
 
 @dataclass
-class World:
-    """Hands the running environment to arms that see more than a policy does."""
-
-    env: Any = None
-    experts: dict[Any, Expert] = field(default_factory=dict)
-
-    def make(self, task: Any, unit: Any, render: dict[str, Any]) -> Any:
-        self.env = make_libero_env(task, unit, render)
-        return self.env
-
-
-@dataclass
 class Still:
     """A policy that does not move: it never succeeds and touches nothing."""
 
@@ -72,55 +59,6 @@ class Still:
 
     def __call__(self, inputs: PolicyInputs) -> ActionChunk:
         return chunk_of(np.zeros((CHUNK, 6)), gripper=-1.0)
-
-
-def chunk_of(pose: np.ndarray, gripper: Any) -> ActionChunk:
-    """A chunk that sends this pose and this gripper command (-1 opens) to the environment."""
-    values = torch.zeros(1, len(pose), 7, dtype=torch.float64)
-    values[0, :, :6] = torch.as_tensor(pose)
-    values[0, :, 6] = torch.as_tensor(np.where(np.asarray(gripper) < 0, 1.0, 0.0))
-    return ActionChunk(values, values)
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """From the trigger on someone else drives; before it the policy does."""
-
-    world: World = field(default_factory=World)
-    name: str = "idle"
-    gated: bool = True
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": self.name}
-
-    def act(self, vla: Any, inputs: Any, query: Query) -> Any:
-        if not query.triggered:
-            return vla(inputs), ArmLog()
-        return self.drive(vla, inputs, query), ArmLog(self.name, 1.0)
-
-    def drive(self, vla: Any, inputs: Any, query: Query) -> ActionChunk:
-        return vla(inputs)
-
-
-class Oracle(Scripted):
-    """The scripted expert rehearses a chunk, and is put back."""
-
-    def drive(self, vla: Any, inputs: Any, query: Query) -> ActionChunk:
-        env, actions = self.world.env, []
-        expert = self.world.experts.setdefault(query.unit, Expert(env))  # it keeps the hand as it was at the trigger
-        before = env.save()
-        for _ in range(CHUNK):
-            actions.append(expert.act())
-            env.step(actions[-1])
-        env.restore(before)
-        return chunk_of(np.stack(actions)[:, :6], np.stack(actions)[:, 6])
-
-
-class Saboteur(Scripted):
-    """Drives the hand down into whatever is below."""
-
-    def drive(self, vla: Any, inputs: Any, query: Query) -> ActionChunk:
-        return chunk_of(np.tile([0.0, 0.0, -1.0, 0.0, 0.0, 0.0], (CHUNK, 1)), gripper=1.0)
 
 
 def test_an_arm_that_does_nothing_is_none_forked_or_not(tmp_path: Path) -> None:
