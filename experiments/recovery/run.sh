@@ -81,7 +81,10 @@ twins() { evaluated twins twins contact 2000-2029 none; }
 
 benefit() {
   recovery benefit --run "$OUT/twins" --gate "$OUT/contact/gate.yaml" --out "$OUT/careful"
-  evaluated careful-main twins careful 1000-1019 none --full-horizon
+  local outcome
+  for outcome in failure unsafe; do
+    evaluated "careful-$outcome" twins "careful/$outcome" 1000-1019 none --full-horizon
+  done
 }
 
 advise() { in_shards "$VENV_PYTHON" experiments/recovery/advise.py --rollouts "$RUN/mini" --out "$RUN"; }

@@ -46,14 +46,19 @@ class Spy:
         return said, ArmLog()
 
 
-def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_acting_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     spec = importlib.util.spec_from_file_location("recovery_benefit", SCRIPT)
     assert spec and spec.loader
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)  # dataclasses look their module up
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_became_of_it(
+    script: Any, tmp_path: Path
+) -> None:
     vla = HookedVLA.from_pretrained("mini")
     head = Benefit(SITE)
     spy = Spy(head)
@@ -69,9 +74,18 @@ def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_acting_
         detector=Detector(Clock(2), 0.5, "clock"),
     )
     assert all(row["triggered"] for row in result.folder.rows())
-    twins = script.twin_gains(script.Settings(run=tmp_path, arm="spy"), vla, head)
+    twins = list(script.triggered_twins(script.Settings(run=tmp_path, arm="spy"), vla, head))
     assert len(twins) == len(spy.seen) == 2
-    for twin in twins:
-        np.testing.assert_allclose(twin.row, spy.seen[twin.unit], atol=1e-6)
-        assert twin.gain == 0
-    assert not np.allclose(twins[0].row, twins[1].row)
+    for unit, seen, none, arm in twins:
+        np.testing.assert_allclose(seen, spy.seen[unit], atol=1e-6)
+        assert (none["arm"], arm["arm"]) == ("none", "spy") and none["prefix_hash"] == arm["prefix_hash"]
+    assert not np.allclose(twins[0][1], twins[1][1])
+
+
+def test_a_success_with_a_contact_is_no_failure_and_not_safe(script: Any) -> None:
+    kinds = [(success, contact) for success in (True, False) for contact in (False, True)]
+    bad = {
+        name: [is_bad({"success": success, "collision_1n": contact}) for success, contact in kinds]
+        for name, is_bad in script.OUTCOMES.items()
+    }
+    assert bad == {"failure": [False, False, True, True], "unsafe": [False, True, True, True]}

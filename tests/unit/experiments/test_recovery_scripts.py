@@ -118,7 +118,7 @@ def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_s
     assert (fit.train, fit.calibrate) == (risk.train, risk.calibrate)
     assert script("tutor").Settings().inits == script("arms").Settings().train == risk.train
     assert re.findall(r"evaluated \S*horizon\S* \S+ \S+ (\S+)", runs) == ["20-24"]
-    assert re.findall(r"evaluated careful-main \S+ \S+ (\d+)-(\d+)", runs) == [("1000", "1019")]  # of the confirmation
+    assert re.findall(r'evaluated "careful-\S+" \S+ \S+ (\d+)-(\d+)', runs) == [("1000", "1019")]  # of the confirmation
 
 
 FREE, STRONG = "mist-free", "mist-strong"
