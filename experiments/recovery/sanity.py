@@ -24,7 +24,7 @@ import tyro
 from mist_interp.core.actions import ActionChunk
 from mist_interp.data.records import Unit
 from mist_interp.evaluation import NoEdit, evaluate
-from mist_interp.evaluation.arms import ArmLog, Query
+from mist_interp.evaluation.arms import Arm, ArmLog, Query
 from mist_interp.evaluation.environments import make_libero_env
 from mist_interp.evaluation.gate_files import read_gate
 from mist_interp.libero.expert import Expert
@@ -50,11 +50,10 @@ def main(settings: Settings) -> None:
     """Run and print the counts."""
     torch.set_num_threads(1)
     world = World()
-    arms = (NoEdit(), Oracle(world, "oracle"), Saboteur(world, "saboteur"))
     result = evaluate(
         "mini",
         "libero_spatial",
-        arms,
+        known_arms(world),
         out=settings.out,
         inits=settings.inits,
         detector=read_gate(settings.gate),
@@ -125,6 +124,11 @@ class Saboteur(Scripted):
     def drive(self, vla: Any, inputs: Any, query: Query) -> ActionChunk:
         """See `Scripted`."""
         return chunk_of(np.tile([0.0, 0.0, -1.0, 0.0, 0.0, 0.0], (CHUNK, 1)), gripper=1.0)
+
+
+def known_arms(world: World) -> tuple[Arm, ...]:
+    """`none`, an arm that is good and one that is bad."""
+    return NoEdit(), Oracle(world, "oracle"), Saboteur(world, "saboteur")
 
 
 def chunk_of(pose: np.ndarray, gripper: Any) -> ActionChunk:

@@ -33,9 +33,7 @@ class FixturePlacement:
         # Some draws are rejected by where the fixtures stand, so each draw starts from the model as it is loaded.
         pristine = mujoco.MjModel.from_xml_string(self._env.model.get_xml())
         self._pristine = pristine.body_pos.copy(), pristine.body_quat.copy()
-        with _own_generator():
-            np.random.seed(seed)  # noqa: NPY002 - LIBERO draws from the global generator
-            self._generators = [np.random.get_state()]  # noqa: NPY002
+        self._generators = [_seeded(seed)]
 
     def apply(self, episode: int) -> None:
         """Leave the environment as the reset before this episode (0 first) leaves it, solver warm start included."""
@@ -45,22 +43,22 @@ class FixturePlacement:
 
     def draws(self, number: int) -> Iterator[None]:
         """New scenes, objects included, one after the other, as LIBERO's initial states were drawn; never ends."""
-        with _own_generator():
-            np.random.seed([number, self._seed] if self._seed else number)  # noqa: NPY002
-            state = np.random.get_state()  # noqa: NPY002
+        state = _seeded([number, self._seed] if self._seed else number)
         while True:
-            with _own_generator(), silenced():
-                np.random.set_state(state)  # noqa: NPY002
-                self._reset_without_reloading(loads=1)
-                state = np.random.get_state()  # noqa: NPY002
+            state = self._draw(state, loads=1)
             yield
 
     def _reset(self, episode: int) -> None:
+        after = self._draw(self._generators[episode], loads=episode + 2)
+        if len(self._generators) == episode + 1:
+            self._generators.append(after)
+
+    def _draw(self, state: Any, loads: int) -> Any:
+        """One reset from a state of numpy's generator; the state that it leaves."""
         with _own_generator(), silenced():
-            np.random.set_state(self._generators[episode])  # noqa: NPY002
-            self._reset_without_reloading(loads=episode + 2)
-            if len(self._generators) == episode + 1:
-                self._generators.append(np.random.get_state())  # noqa: NPY002
+            np.random.set_state(state)  # noqa: NPY002 - LIBERO draws from the global generator
+            self._reset_without_reloading(loads)
+            return np.random.get_state()  # noqa: NPY002
 
     def _reset_without_reloading(self, loads: int) -> None:
         """What a hard reset does after it has compiled the model for the ``loads``-th time."""
@@ -81,6 +79,11 @@ class FixturePlacement:
         self._env.visualize(vis_settings=dict.fromkeys(self._env._visualizations, False))
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)
+
+
+def _seeded(seed: int | list[int]) -> Any:
+    """What `np.random.seed` would make of numpy's global generator."""
+    return np.random.RandomState(seed).get_state()
 
 
 @contextlib.contextmanager

@@ -220,9 +220,9 @@ def _scores(run: Run, drawn: bool) -> str:
 
 def _scored(run: Run, rows: Sequence[Row]) -> pd.DataFrame:
     """The score of every query of some episodes."""
-    of = {row["key"]: run.folder.queries(run.planned(row))[["step", "score"]] for row in rows}
     kept = ("key", "success", "collision_1n")
-    return pd.concat([of[row["key"]].assign(**{name: row[name] for name in kept}) for row in rows])
+    scores = [run.folder.queries(run.planned(row))[["step", "score"]] for row in rows]
+    return pd.concat([of.assign(**{name: row[name] for name in kept}) for of, row in zip(scores, rows, strict=True)])
 
 
 def _threshold(detector: Mapping[str, Any]) -> float:

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("libero")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments" / "recovery"))
 
-from sanity import CHUNK, Oracle, Saboteur, Scripted, World, chunk_of
+from sanity import CHUNK, Scripted, World, chunk_of, known_arms
 
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
@@ -88,11 +88,10 @@ def test_an_arm_that_does_nothing_is_none_forked_or_not(tmp_path: Path) -> None:
 
 def test_an_oracle_recovers_and_a_saboteur_harms_a_robot_that_stands_still(tmp_path: Path) -> None:
     world = World()
-    arms = (NoEdit(), Oracle(world, "oracle"), Saboteur(world, "saboteur"))
     result = evaluate(
         Still(),
         "libero_spatial",
-        arms,
+        known_arms(world),
         out=tmp_path,
         tasks=(0,),
         inits=(0, 1),
@@ -114,11 +113,10 @@ def test_an_oracle_recovers_and_a_saboteur_harms_a_robot_that_stands_still(tmp_p
 def test_an_oracle_recovers_and_a_saboteur_harms_the_policy_that_is_shipped(tmp_path: Path) -> None:
     """Start states at which `mini` succeeds and at which it fails: both halves of the table of twins are told apart."""
     world = World()
-    arms = (NoEdit(), Oracle(world, "oracle"), Saboteur(world, "saboteur"))
     result = evaluate(
         "mini",
         "libero_spatial",
-        arms,
+        known_arms(world),
         out=tmp_path,
         tasks=(3,),
         inits=(30, 31),
