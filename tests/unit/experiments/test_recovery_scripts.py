@@ -150,3 +150,13 @@ def test_a_claim_falls_with_what_it_says_and_no_other_does(
     summary = summarize(table(*rows), names, placebos=names[3:], draws=200)
     held = list(script("confirm").judged(summary)["held"])
     assert [place for place, one in enumerate(held) if not one] == broken
+
+
+@pytest.mark.parametrize(("value", "high", "held"), [(-0.3, -0.1, True), (-0.2, -0.1, False), (-0.3, 0.01, False)])
+def test_contacts_have_to_fall_by_the_share_and_not_by_chance(
+    script: Any, value: float, high: float, held: bool
+) -> None:
+    difference = {"value": value, "low": -0.5, "high": high}
+    row = {"arm": FREE, "reference": "none", "metric": "collision_rate_1n", "difference": difference}
+    summary = {"comparisons": [row], "arms": {"none": {"metrics": {"collision_rate_1n": {"value": 0.8}}}}}
+    assert script("confirm").fewer_contacts(summary, FREE)[2] is held
