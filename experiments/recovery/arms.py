@@ -5,7 +5,7 @@ Writes lists that `mist eval --arms` reads:
     main        the arm under test beside its placebos and rivals; edit: that arm alone
     ablations   one thing changed at a time; free: edits that hold no other dimension. Both for the validation split
     confirm     what is asked again on fresh start states; pushed: under a disturbance
-    twins       `none` and the arm of which a head learns where acting helps
+    twins       `none` and the edits of which heads learn where each of them helps
     learned     an edit that aims at what an expert would do, and its placebos
 
 Gates that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the
@@ -86,7 +86,7 @@ def main(settings: Settings) -> None:
         "free": free(settings),
         "pushed": disturbed(settings),
         "confirm": confirmed(settings),
-        "twins": ["none", {**freed(settings), "name": "mist-free"}],
+        "twins": ["none", *candidates(settings)],
         "learned": learned(settings),
     }
     gate = yaml.safe_load((settings.out / "contact" / "gate.yaml").read_text())
@@ -109,6 +109,22 @@ def freed(settings: Settings) -> dict[str, Any]:
     """What the validation split chose: longer, in one round behind the last block, and no other dimension is held."""
     once = {key: value for key, value in edit(settings).items() if key != "stride"}
     return {**once, "size": 0.3, "layer": 3, "rounds": 1, "hold": False}
+
+
+def candidates(settings: Settings) -> list[dict[str, Any]]:
+    """Edits that do different things: less of dz, a little or much; less of all motion; to one of four sides."""
+    free, mist = freed(settings), edit(settings)
+    held = {**free, "hold": True}
+    return [
+        {**free, "name": "mist-free"},
+        {**mist, "size": 5 * settings.size, "name": "mist-strong"},
+        {**free, "wanted": "brake", "size": 0.5, "name": "brake", "generic": True},
+        *(
+            {**held, "wanted": "shift", "shift": {dim: sign}, "name": f"{dim}-{word}"}
+            for dim in ("dx", "dy")
+            for sign, word in ((1, "up"), (-1, "down"))
+        ),
+    ]
 
 
 def rivals(settings: Settings, folder: Path) -> list[Any]:

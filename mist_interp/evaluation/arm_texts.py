@@ -28,6 +28,7 @@ from mist_interp.core.names import SiteKey
 from mist_interp.evaluation.arms import (
     ActionCorrection,
     Arm,
+    Chosen,
     ConceptNeurons,
     FailsafeStyle,
     GenericSlow,
@@ -40,6 +41,7 @@ from mist_interp.evaluation.arms import (
     random_direction,
 )
 from mist_interp.evaluation.arms.mist import PLACEBOS
+from mist_interp.probing.benefit import Benefit
 from mist_interp.probing.deviation import Deviation
 from mist_interp.probing.probe import Probe
 from mist_interp.steering.direction import SteeringDirection
@@ -186,6 +188,11 @@ def _dims(value: Any) -> tuple[str, ...]:
     return names
 
 
+def _amounts(value: Any) -> dict[str, float]:
+    pairs = value.items() if isinstance(value, Mapping) else [part.split(":") for part in value.split("+")]
+    return {str(name): float(amount) for name, amount in pairs}
+
+
 def _neuron(value: Any) -> tuple[int, int]:
     layer, number = value.split(".") if isinstance(value, str) else value
     return int(layer), int(number)
@@ -243,6 +250,14 @@ def _random(direction: SteeringDirection | None = None, **options: Any) -> Arm:
     return random_direction(direction, **options) if direction else _mist("random-direction", **options)
 
 
+def _option(given: Mapping[str, Any]) -> tuple[Arm, Benefit]:
+    if not isinstance(given, Mapping) or "benefit" not in given:
+        raise ValueError("in a file of arms, give a list of mappings: an arm each, with benefit: FOLDER beside its keys")
+    values = dict(given)
+    benefit = Benefit.load(values.pop("benefit"))
+    return parse_arm(values), benefit
+
+
 def _sham(arm: Any = "mist", **options: Any) -> ShamTriggers:
     return ShamTriggers(arm, **options)
 
@@ -254,6 +269,7 @@ _MIST: dict[str, Reader] = {
     "layer": _site,
     "size": _number,
     "wanted": str,
+    "shift": _amounts,
     "target": Deviation.load,
     "dims": _dims,
     "otherwise": _dims,
@@ -296,6 +312,11 @@ KINDS: Mapping[str, Kind] = {
         _learned,
         {"probe": Probe.load, "safe": _states, "mode": str, "coef": _number, "high": _number, **_WHEN},
         {},
+    ),
+    "chosen": Kind(
+        Chosen,
+        {"among": partial(_listed, read=_option), **_NAME},
+        {"among": "among=..., in a file a list of arms with benefit: FOLDER each"},
     ),
     "steer": Kind(Steer, _STEERING, _FOLDER),
     "constant-steer": Kind(partial(Steer, when="always", name="constant-steer"), _STEERING, _FOLDER),

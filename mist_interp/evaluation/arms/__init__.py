@@ -8,6 +8,7 @@ from mist_interp.evaluation.arms.activations import (
     fingerprint,
     random_direction,
 )
+from mist_interp.evaluation.arms.chosen import Chosen
 from mist_interp.evaluation.arms.learned import LearnedDirections
 from mist_interp.evaluation.arms.mist import ActionCorrection, Mist, placebo
 from mist_interp.evaluation.arms.motion import FailsafeStyle, GenericSlow, SafeStop
@@ -19,6 +20,7 @@ __all__ = [
     "ActionCorrection",
     "Arm",
     "ArmLog",
+    "Chosen",
     "ConceptNeurons",
     "FailsafeStyle",
     "GenericSlow",

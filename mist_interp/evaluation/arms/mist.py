@@ -2,6 +2,7 @@
 
     wanted_d  = -size * sign(a_d)    `retreat`                                     for the flagged dimensions d, else 0
                 -size * a_d          `brake`
+                 size * shift_d      `shift`: always the same way; its dimensions are moved whichever are flagged
                  size * deviation_d  `learned`: what an expert would do otherwise, read off the same forward pass
     edit      = J^+ (gain * wanted)               smallest change of the stream at the read positions
     realised  = answer under the edit - clean answer
@@ -48,7 +49,7 @@ from mist_interp.steering.correction import (
 )
 from mist_interp.tracing.rest import RestOfForward
 
-WANTED = ("retreat", "brake", "learned")
+WANTED = ("retreat", "brake", "shift", "learned")
 PLACEBOS = ("random-direction", "noise", "reversed", "wrong-dimension")
 GRIPPER_MIDDLE = 0.5
 # One step of the gain, up or down: a measurement of one query is a poor guide to the next.
@@ -61,9 +62,10 @@ class Mist:
 
     Attributes:
         site: of the residual stream between blocks, such as ("resid_post", 2).
-        size: change of the mean normalised action that is wanted (`retreat`), or share of the motion (`brake`) or of
-            the deviation (`learned`).
+        size: change of the mean normalised action that is wanted (`retreat`), or share of the motion (`brake`), of
+            `shift` or of the deviation (`learned`).
         wanted: one of `WANTED`.
+        shift: change of the mean normalised action per dimension, for `shift`.
         target: the deviation that `learned` reads.
         dims: dimensions that may be moved; a detector that does not speak of dimensions flags those of `otherwise`.
         otherwise: dimensions moved when the alarm is on and names none of `dims`.
@@ -85,6 +87,7 @@ class Mist:
     site: SiteKey = ("resid_post", -2)
     size: float = 0.2
     wanted: str = "retreat"
+    shift: Mapping[str, float] = field(default_factory=dict)
     target: Deviation | None = None
     dims: tuple[str, ...] = ACTION_NAMES
     otherwise: tuple[str, ...] = ("dx", "dy", "dz")
@@ -110,9 +113,13 @@ class Mist:
             raise UnknownName("wanted change", self.wanted, WANTED)
         if (self.wanted == "learned") != (self.target is not None):
             raise ValueError(f"arm {self.name!r}: wanted=learned and target=FOLDER belong together")
+        if (self.wanted == "shift") != bool(self.shift):
+            raise ValueError(f"arm {self.name!r}: wanted=shift and shift=dx:0.3+dz:-0.1 belong together")
+        if not np.isfinite(list(self.shift.values())).all():
+            raise ValueError(f"arm {self.name!r}: shift={dict(self.shift)}; give finite numbers")
         if self.target and self.steps is not None:
             raise ValueError(f"arm {self.name!r}: a learned change is one of the whole chunk; leave steps out")
-        for dim in (*self.dims, *self.otherwise):
+        for dim in (*self.dims, *self.otherwise, *self.shift):
             if dim not in ACTION_NAMES:
                 raise UnknownName("action dimension", dim, ACTION_NAMES)
         if not np.isfinite(self.size) or self.size < 0:
@@ -145,6 +152,8 @@ class Mist:
         facts |= {"dims": list(self.dims), "otherwise": list(self.otherwise), "gains": list(self.gains)}
         facts["stride"] = None if math.isinf(self.stride) else self.stride
         facts["steps"] = None if self.steps is None else list(self.steps)
+        if self.shift:
+            facts["shift"] = dict(self.shift)
         if self.target:
             facts["target"] = self.target.config()
         if self.placebo:
@@ -208,6 +217,8 @@ class Mist:
         return rest, correctable(rest, inputs, cache[rest.after], steps, self.segments, dims), cache
 
     def _flagged(self, query: Query) -> tuple[str, ...]:
+        if self.shift:
+            return tuple(self.shift)
         if self.generic:
             return self.dims
         return tuple(dim for dim in self.dims if dim in query.flagged) or self.otherwise
@@ -221,6 +232,8 @@ class Mist:
         """The change of the mean normalised action that would be wanted of each dimension, were it flagged."""
         if self.target:
             return self.size * torch.from_numpy(self.target.predict(self.target.rows_of(cache))[0])
+        if self.shift:
+            return self.size * torch.tensor([[self.shift.get(name, 0.0) for name in ACTION_NAMES]], dtype=torch.float64)
         _, zero = action_scale(vla, clean)
         zero[ACTION_NAMES.index("gripper")] = GRIPPER_MIDDLE
         motion = segment_means(clean.normalized[0, list(at.steps)].double().cpu(), 1) - zero

@@ -87,6 +87,7 @@ TEXTS = {
         "hold": False,
         "gains": [0.8, 1.5],
     },
+    "mist:wanted=shift,shift=dx:1+dz:-0.5": {"wanted": "shift", "shift": {"dx": 1, "dz": -0.5}},
     "action-correction:size=0.3": {"size": 0.3},
     "random-direction:seed=4": {"seed": 4},
     "reversed": {},
@@ -127,6 +128,11 @@ def test_every_mandatory_arm_of_a_main_table_has_a_name_of_its_own() -> None:
         ("mist:dims=dxx", "did you mean 'dx'"),
         ("mist:steps=1.5", "whole number"),
         ("mist:wanted=retret", "did you mean 'retreat'"),
+        ("mist:wanted=shift", "belong together"),
+        ("mist:shift=dx:1", "belong together"),
+        ("mist:wanted=shift,shift=dxx:1", "did you mean 'dx'"),
+        ("mist:wanted=shift,shift=dx:inf", "finite numbers"),
+        ("mist:wanted=shift,shift=dx", "does not work"),
         ("mist:when=fird", "did you mean 'fired'"),
         ("mist:gains=2+3", "around 1"),
         ("generic-slow:factor=2", "from 0 to 1"),
@@ -282,6 +288,15 @@ def test_braking_takes_a_share_of_the_motion(vla: HookedVLA, inputs: PolicyInput
     chunk, log = Mist(size=0.1, wanted="brake").act(vla, inputs, alarmed(seen))
     before, after = (float(one.values[0, :, DIM["dz"]].mean()) for one in (seen["clean"], chunk))
     assert after == pytest.approx(0.9 * before, rel=0.02) and log.details["flagged"] == ["dz"]
+
+
+def test_a_shift_is_the_same_whatever_moves_and_whatever_is_flagged(
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any]
+) -> None:
+    chunk, log = Mist(size=0.5, wanted="shift", shift={"dx": 0.04, "dy": -0.02}).act(vla, inputs, alarmed(seen))
+    wanted = [0.02, -0.01, 0, 0, 0, 0, 0]
+    assert log.details["wanted"] == [wanted] and log.details["flagged"] == ["dx", "dy"]
+    assert shift(chunk, seen).tolist() == [pytest.approx(one, abs=0.001) for one in wanted]
 
 
 def test_the_gain_follows_the_measured_effect_within_the_episode_and_its_bounds(
