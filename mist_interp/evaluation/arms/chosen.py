@@ -61,7 +61,7 @@ class Chosen:
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
         among = [{"name": arm.name, "arm": arm.config(), "benefit": benefit.config()} for arm, benefit in self.among]
-        placebo = {"placebo": True} if all(one["arm"].get("placebo") for one in among) else {}
+        placebo = {"placebo": True} if all(arm.config().get("placebo") for arm, _ in self.among) else {}
         return {"kind": "chosen", "among": among, **placebo}
 
     def check_units(self, units: Iterable[Unit]) -> None:
