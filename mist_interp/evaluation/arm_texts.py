@@ -252,7 +252,7 @@ def _random(direction: SteeringDirection | None = None, **options: Any) -> Arm:
 
 def _option(given: Mapping[str, Any]) -> tuple[Arm, Benefit]:
     if not isinstance(given, Mapping) or "benefit" not in given:
-        raise ValueError("in a file of arms, give a list of mappings: an arm each, with benefit: FOLDER beside its keys")
+        raise ValueError("in a file, give a list of mappings: an arm each, with benefit: FOLDER beside its keys")
     values = dict(given)
     benefit = Benefit.load(values.pop("benefit"))
     return parse_arm(values), benefit

@@ -93,4 +93,3 @@ class Chosen:
         allowed = {arm.name: gains[arm.name] for arm, benefit in self.among if benefit.allows(gains[arm.name])}
         chosen = max(allowed, key=lambda name: allowed[name]) if allowed else NOBODY
         return {"chosen": chosen, "expected": {name: float(f"{gain:.6g}") for name, gain in gains.items()}}
-

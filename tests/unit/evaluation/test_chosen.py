@@ -62,7 +62,12 @@ def query(index: int, fired: bool, memory: dict[str, Any]) -> Query:
 
 @pytest.mark.parametrize(
     ("gains", "limits", "chosen"),
-    [((0.2, 0.1), (0, 0), "up"), ((0.2, 0.3), (0, 0), "left"), ((0.2, 0.3), (0, 0.4), "up"), ((-1, -1), (0, 0), "none")],
+    [
+        ((0.2, 0.1), (0, 0), "up"),
+        ((0.2, 0.3), (0, 0), "left"),
+        ((0.2, 0.3), (0, 0.4), "up"),
+        ((-1, -1), (0, 0), "none"),
+    ],
 )
 def test_the_arm_of_the_largest_expected_gain_acts_if_it_is_allowed(
     vla: HookedVLA, inputs: PolicyInputs, gains: tuple[float, float], limits: tuple[float, float], chosen: str
