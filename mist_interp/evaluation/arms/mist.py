@@ -12,7 +12,7 @@ a is the mean motion of the chunk in normalised units, measured from standing st
 The risk of a dimension is the part of its own motion in closing a gap, so less of this motion is less risk. J is the
 derivative of that mean (`mist_interp.steering.correction`).
 
-The placebos make the same computation and then do something else of exactly the same norm at the same queries:
+The placebos make the same computation and then do something else of exactly the same norm (yoked to an episode of `mist`: of the norm that it had there) at the same queries:
 `random-direction` (one direction per episode), `noise` (drawn anew at each query), `reversed`, `wrong-dimension` (the
 edit for as many dimensions that are not flagged).
 """
@@ -255,14 +255,15 @@ class Mist:
         """The edit that is made in place of the one that is meant, and the dimensions that it is for."""
         if not self.placebo:
             return meant, flagged
+        length = meant.norm() if query.length is None else query.length
         if self.placebo == "reversed":
-            return -meant, flagged
+            return -meant * (length / meant.norm()), flagged
         if self.placebo == "wrong-dimension":
             others = self._others(flagged, query)
             instead = reach(_only(change, others))
-            return instead * (meant.norm() / instead.norm()), others
+            return instead * (length / instead.norm()), others
         instead = torch.randn(meant.shape, generator=self._generator(query), dtype=torch.float64).to(meant)
-        return instead * (meant.norm() / instead.norm()), ()
+        return instead * (length / instead.norm()), ()
 
     def _others(self, flagged: tuple[str, ...], query: Query) -> tuple[str, ...]:
         free = [dim for dim in ACTION_NAMES if dim not in flagged and dim not in query.flagged]

@@ -46,6 +46,7 @@ class Query:
         nearest: the output that is furthest above its limit, or least below it; empty without a gate.
         cache: activations of the untouched pass at the arm's `sites`, where the detector captured them.
         memory: what this arm remembers within this episode; shared by all its queries, empty at the first.
+        length: Euclidean norm that a placebo's edit is to have; None: that of the edit which it stands for.
         last_action: (7,) what was commanded last, in the environment's convention; None at the start of an episode.
     """
 
@@ -64,6 +65,7 @@ class Query:
     nearest: str = ""
     cache: Any = None
     memory: MutableMapping[str, Any] = field(default_factory=dict)
+    length: float | None = None
     last_action: np.ndarray | None = None
 
 

@@ -8,9 +8,9 @@ very run if the other arm stands before this one; without one, each query is dra
 What is drawn depends on the unit and the seed alone. Such a sham may act before the trigger, so it is not gated and
 runs from the start.
 
-With `exact` nothing is drawn: the arm acts at the very queries at which the other one did (*yoked*). A placebo that
-follows the gate instead acts at fewer of them once it has left the other arm's path. Yoked to an arm that waits for the
-trigger it waits as well.
+With `exact` nothing is drawn: the arm acts at the very queries at which the other one did, and a placebo by edits that
+are as long as the other's were (*yoked*). A placebo that follows the gate instead acts at fewer of them once it has left
+the other arm's path. Yoked to an arm that waits for the trigger it waits as well.
 
 Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to
 its alarm.
@@ -78,7 +78,11 @@ class ShamTriggers:
 
     def config(self) -> dict[str, Any]:
         """See `Arm`."""
-        taken = {"queries": f"of {self.like}"} if self.exact else {"counts": f"as {self.like}", "among": SHARED}
+        taken = (
+            {"queries": f"of {self.like}", "lengths": f"of {self.like}"}
+            if self.exact
+            else {"counts": f"as {self.like}", "among": SHARED}
+        )
         counted = taken if self.of else {"rate": float(self.rate)}
         return {"kind": "sham-triggers", "placebo": True, "arm": self.arm.config(), "seed": self.seed, **counted}
 
@@ -96,6 +100,7 @@ class ShamTriggers:
         """
         if "times" not in query.memory:
             query.memory["times"] = self.times(query.unit)
+            query.memory["lengths"] = self.lengths(query.unit) if self.exact else {}
             query.memory["inner"] = {}
         times = query.memory["times"]
         fired = query.index in times
@@ -103,8 +108,15 @@ class ShamTriggers:
         if fired and not flagged and query.nearest:
             flagged = (query.nearest,)
         triggered = any(time <= query.index for time in times)
-        inner = replace(query, fired=fired, triggered=triggered, flagged=flagged, memory=query.memory["inner"])
-        return self.arm.act(vla, inputs, inner)
+        length = query.memory["lengths"].get(query.index)
+        instead = {"fired": fired, "triggered": triggered, "flagged": flagged, "length": length}
+        return self.arm.act(vla, inputs, replace(query, **instead, memory=query.memory["inner"]))
+
+    def lengths(self, unit: Unit) -> dict[int, float]:
+        """Norm of the other arm's edit at each of its queries that had one."""
+        queries = self._queries(unit, self.like)
+        norms = queries.set_index("query")["edit_norm"]
+        return {int(query): float(norm) for query, norm in norms[norms > 0].items()}
 
     def times(self, unit: Unit) -> frozenset[int]:
         """The queries at which the arm acts in a unit."""

@@ -474,7 +474,13 @@ def acted(folder: Path, unit: Unit, arm: str, edits: list[str], fired: list[bool
     row = {"key": f"{arm}/{unit.key}", "arm": arm, **asdict(unit), "status": "ok"}
     both = enumerate(zip(edits, fired, strict=True))
     queries = [
-        {"query": place, "edit": edit, "fired": fire, "triggered": any(fired[: place + 1])}
+        {
+            "query": place,
+            "edit": edit,
+            "edit_norm": 0.25 * (place + 1) if edit else 0.0,
+            "fired": fire,
+            "triggered": any(fired[: place + 1]),
+        }
         for place, (edit, fire) in both
     ]
     ResultsFolder(folder).store(row, queries)
@@ -492,6 +498,21 @@ def test_a_yoked_arm_acts_at_the_very_queries_of_another(tmp_path: Path) -> None
         counted.times(unit)
     with pytest.raises(ValueError, match="run the arm absent first"):
         replace(yoked, like="absent").times(unit)
+
+
+@pytest.mark.parametrize("kind", ["random-direction", "wrong-dimension", "reversed", "noise"])
+def test_a_yoked_placebo_is_as_long_as_what_was_done_there(
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    acted(tmp_path, UNIT, "strong", ["", "", "strong", "strong"], [False, False, True, True])
+    yoked, memory = ShamTriggers(Mist(size=0.02, placebo=kind), of=tmp_path, like="strong", exact=True), {}
+    norms = [yoked.act(vla, inputs, alarmed(seen, index=index, memory=memory))[1].edit_norm for index in range(5)]
+    assert norms == [0, 0, pytest.approx(0.75, rel=1e-3), pytest.approx(1.0, rel=1e-3), 0]
+    drawn, memory = ShamTriggers(Mist(size=0.02, placebo=kind), of=tmp_path, like="strong"), {}
+    acted(tmp_path, UNIT, "none", [""] * 4, [False] * 4)
+    norms = [drawn.act(vla, inputs, alarmed(seen, index=index, memory=memory))[1].edit_norm for index in range(4)]
+    own = Mist(size=0.02).act(vla, inputs, alarmed(seen))[1].edit_norm
+    assert sorted(norms) == [0, 0, *[pytest.approx(own, rel=1e-3)] * 2]
 
 
 def test_nothing_is_yoked_to_an_arm_that_does_not_wait_for_the_trigger(tmp_path: Path) -> None:
