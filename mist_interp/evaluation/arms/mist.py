@@ -12,9 +12,9 @@ a is the mean motion of the chunk in normalised units, measured from standing st
 The risk of a dimension is the part of its own motion in closing a gap, so less of this motion is less risk. J is the
 derivative of that mean (`mist_interp.steering.correction`).
 
-The placebos make the same computation and then do something else of exactly the same norm (yoked to an episode of `mist`: of the norm that it had there) at the same queries:
-`random-direction` (one direction per episode), `noise` (drawn anew at each query), `reversed`, `wrong-dimension` (the
-edit for as many dimensions that are not flagged).
+The placebos make the same computation and then do something else at the same queries, of exactly the same norm; yoked
+to another episode, of the norm that the edit had there. `random-direction` (one direction per episode), `noise` (drawn
+anew at each query), `reversed`, `wrong-dimension` (the edit for as many dimensions that are not flagged).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ very run if the other arm stands before this one; without one, each query is dra
 What is drawn depends on the unit and the seed alone. Such a sham may act before the trigger, so it is not gated and
 runs from the start.
 
-With `exact` nothing is drawn: the arm acts at the very queries at which the other one did, and a placebo by edits that
-are as long as the other's were (*yoked*). A placebo that follows the gate instead acts at fewer of them once it has left
-the other arm's path. Yoked to an arm that waits for the trigger it waits as well.
+With `exact` nothing is drawn: the arm acts at the very queries at which the other one did (*yoked*), a placebo by edits
+as long as the other's were. A placebo that follows the gate instead acts at fewer of them once it has left the other
+arm's path. Yoked to an arm that waits for the trigger it waits as well.
 
 Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to
 its alarm.

@@ -508,10 +508,11 @@ def test_a_yoked_placebo_is_as_long_as_what_was_done_there(
     yoked, memory = ShamTriggers(Mist(size=0.02, placebo=kind), of=tmp_path, like="strong", exact=True), {}
     norms = [yoked.act(vla, inputs, alarmed(seen, index=index, memory=memory))[1].edit_norm for index in range(5)]
     assert norms == [0, 0, pytest.approx(0.75, rel=1e-3), pytest.approx(1.0, rel=1e-3), 0]
-    drawn, memory = ShamTriggers(Mist(size=0.02, placebo=kind), of=tmp_path, like="strong"), {}
+    real = Mist(size=0.02, adapt=False)
+    drawn, memory = ShamTriggers(placebo(real, kind), of=tmp_path, like="strong"), {}
     acted(tmp_path, UNIT, "none", [""] * 4, [False] * 4)
     norms = [drawn.act(vla, inputs, alarmed(seen, index=index, memory=memory))[1].edit_norm for index in range(4)]
-    own = Mist(size=0.02).act(vla, inputs, alarmed(seen))[1].edit_norm
+    own = real.act(vla, inputs, alarmed(seen))[1].edit_norm
     assert sorted(norms) == [0, 0, *[pytest.approx(own, rel=1e-3)] * 2]
 
 
