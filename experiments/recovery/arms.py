@@ -6,6 +6,7 @@ Writes lists that `mist eval --arms` reads:
     ablations   one thing changed at a time; free: edits that hold no other dimension. Both for the validation split
     confirm     what is asked again on fresh start states; pushed: under a disturbance
     twins       `none` and the edits of which heads learn where each of them helps
+    chosen      the choice among these edits by those heads, and its placebos
     learned     an edit that aims at what an expert would do, and its placebos
 
 Gates that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the
@@ -87,6 +88,7 @@ def main(settings: Settings) -> None:
         "pushed": disturbed(settings),
         "confirm": confirmed(settings),
         "twins": ["none", *candidates(settings)],
+        "chosen": chosen(settings),
         "learned": learned(settings),
     }
     gate = yaml.safe_load((settings.out / "contact" / "gate.yaml").read_text())
@@ -112,18 +114,18 @@ def freed(settings: Settings) -> dict[str, Any]:
 
 
 def candidates(settings: Settings) -> list[dict[str, Any]]:
-    """Edits that do different things: less of dz, a little or much; less of all motion; to one of four sides."""
+    """Edits that do different things: less of dz, a little or much; less of all motion; aside, and upwards too."""
     free, mist = freed(settings), edit(settings)
-    held = {**free, "hold": True}
+    sides = {f"{dim}-{word}": {dim: sign} for dim in ("dx", "dy") for sign, word in ((1, "plus"), (-1, "minus"))}
+    sides |= {"dy-minus-far": {"dy": -2}, "dy-minus-dz-plus": {"dy": -1, "dz": 1}}
+    sides |= {"dy-minus-far-dz-plus": {"dy": -2, "dz": 1}}
     return [
         {**free, "name": "mist-free"},
         {**mist, "size": 5 * settings.size, "name": "mist-strong"},
         {**free, "wanted": "brake", "size": 0.5, "name": "brake", "generic": True},
-        *(
-            {**held, "wanted": "shift", "shift": {dim: sign}, "name": f"{dim}-{word}"}
-            for dim in ("dx", "dy")
-            for sign, word in ((1, "up"), (-1, "down"))
-        ),
+        *({**free, "hold": True, "wanted": "shift", "shift": way, "name": name} for name, way in sides.items()),
+        {**free, "size": 0.2, "name": "mist-free-0.2"},
+        *({**free, "wanted": "brake", "size": size, "name": f"brake-dz-{size}"} for size in (0.5, 0.75)),
     ]
 
 
@@ -158,10 +160,17 @@ def elsewhere(arm: dict[str, Any], run: Path, like: str) -> list[Any]:
     return [
         {**shared, "arm": arm, "name": f"sham-triggers{form}"},
         *(
-            {**shared, "arm": {**arm, "kind": kind}, "exact": True, "name": f"{kind}{form}-yoked"}
+            {**shared, "arm": as_kind(arm, kind), "exact": True, "name": f"{kind}{form}-yoked"}
             for kind in PLACEBOS[::2]
         ),
     ]
+
+
+def as_kind(arm: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The same arm, or of a choice every arm that is chosen among, as another kind: a placebo, or its displacement."""
+    if arm["kind"] == "chosen":
+        return {**arm, "among": [as_kind(one, kind) for one in arm["among"]]}
+    return {**arm, "kind": kind}
 
 
 def disturbed(settings: Settings) -> list[Any]:
@@ -187,6 +196,19 @@ def confirmed(settings: Settings) -> list[Any]:
         *elsewhere(free, run, "mist-free"),
         {**strong, "name": "mist-strong"},
         *elsewhere(strong, run, "mist-strong")[1:],
+    ]
+
+
+def chosen(settings: Settings) -> list[Any]:
+    """What is claimed of the choice on fresh start states; beside it the one edit that did best before."""
+    among = [{**one, "benefit": str(settings.out / "choice" / one["name"])} for one in candidates(settings)]
+    choice = {"kind": "chosen", "among": among, "name": "mist-chosen"}
+    return [
+        "none",
+        choice,
+        {**as_kind(choice, "action-correction"), "name": "action-correction-chosen"},
+        *elsewhere(choice, settings.out / "chosen", "mist-chosen"),
+        {**freed(settings), "name": "mist-free"},
     ]
 
 

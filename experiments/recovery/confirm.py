@@ -1,11 +1,13 @@
 """Do the findings of the study hold on start states that nobody has looked at?
 
-The claims below, their arms and their 400 units (start states 1000 to 1039 of ten tasks, which are drawn, undisturbed)
-were written down and committed before the first of these units ran; the rows carry that commit. Nothing is chosen on
-them. The tests against placebos are of contacts after the trigger (exact McNemar on the units in which `none` has one)
-and corrected after Holm over the claims, not over all pairs of arms as a report does.
+The claims below, their arms and their units (drawn start states of ten tasks, undisturbed: 1000 to 1039 for the edits,
+4000 to 4039 for the choice among edits) were written down and committed before the first of these units ran; the rows
+carry that commit. Nothing is chosen on them. The tests against placebos are of contacts after the trigger (exact
+McNemar on the units in which `none` has one) and corrected after Holm over the claims of one kind, not over all pairs
+of arms as a report does.
 
     python experiments/recovery/confirm.py --run results/recovery/confirm --out results/recovery
+    python experiments/recovery/confirm.py --claims choice --run results/recovery/chosen --out results/recovery/choice
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import tyro
@@ -28,9 +30,13 @@ from mist_interp.evaluation.statistics import holm
 FEWER_CONTACTS = 0.3  # share of the units with a contact that an edit must spare
 RECOVERED = 0.7
 SIGNIFICANT = 0.05
+KEPT = 0.05  # share of the units by which successes may be fewer, at the worse end of the interval
 BEATEN = {
     "mist-free": ("random-direction-free-yoked", "wrong-dimension-free-yoked", "sham-triggers-free"),
     "mist-strong": ("random-direction-strong-yoked", "wrong-dimension-strong-yoked"),
+}
+CHOICE_BEATS = {
+    "mist-chosen": ("random-direction-chosen-yoked", "wrong-dimension-chosen-yoked", "sham-triggers-chosen"),
 }
 
 
@@ -44,6 +50,9 @@ class Settings:
     out: Path = Path("results/recovery")
     """Folder for the table."""
 
+    claims: Literal["edits", "choice"] = "edits"
+    """What was claimed: of two edits, or of the choice among edits."""
+
     draws: int = 10_000
     """Bootstrap draws."""
 
@@ -56,16 +65,23 @@ def main(settings: Settings) -> None:
     if dropped := summary["units"]["dropped_for_errors"]:
         raise SystemExit(f"{dropped} units crashed in some arm; run them again with --retry-errors")
     print("\n".join(summary["warnings"]))
-    table = judged(summary)
+    table = CLAIMS[settings.claims](summary)
     settings.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(settings.out / "confirmed.csv", index=False)
     print(table.to_string(index=False))
 
 
-def judged(summary: Mapping[str, Any]) -> pd.DataFrame:
+def of_edits(summary: Mapping[str, Any]) -> pd.DataFrame:
     """A row per claim: what was claimed, what was found, whether it held."""
     rows = [fewer_contacts(summary, "mist-free"), *kept(summary, "mist-free"), recovers(summary, "mist-strong")]
-    return pd.DataFrame([*rows, *beats(summary)], columns=["claim", "found", "held"])
+    return pd.DataFrame([*rows, *beats(summary, BEATEN)], columns=["claim", "found", "held"])
+
+
+def of_the_choice(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Likewise, all of one arm."""
+    arm = "mist-chosen"
+    rows = [fewer_contacts(summary, arm), not_worse(summary, arm), kept(summary, arm)[1], recovers(summary, arm)]
+    return pd.DataFrame([*rows, *beats(summary, CHOICE_BEATS)], columns=["claim", "found", "held"])
 
 
 def fewer_contacts(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
@@ -89,6 +105,14 @@ def kept(summary: Mapping[str, Any], arm: str) -> list[tuple[str, str, bool]]:
     ]
 
 
+def not_worse(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
+    """The successes are as many or more, and a loss of 5 points is ruled out."""
+    row = comparison(summary["comparisons"], arm, "none", metric="success_rate")
+    found = f"{points(row['difference'])}, {row['only_arm']} saved, {row['only_reference']} spoilt"
+    held = row["difference"]["value"] >= 0 and row["difference"]["low"] > -KEPT
+    return f"{arm}: success rate as high or higher, interval above {-100 * KEPT:.0f} points", found, bool(held)
+
+
 def recovers(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
     """Causal recovery rate for contacts after the trigger."""
     numbers = summary["twins"]["arms"][arm]["event"]
@@ -97,10 +121,10 @@ def recovers(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
     return f"{arm}: causal RR above {RECOVERED}", found, bool(rate["value"] is not None and rate["value"] > RECOVERED)
 
 
-def beats(summary: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+def beats(summary: Mapping[str, Any], beaten: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str, bool]]:
     """More contacts prevented than by each placebo."""
     events = [row for row in summary["twins"]["comparisons"] if row["outcome"] == "event"]
-    pairs = [(arm, placebo) for arm, placebos in BEATEN.items() for placebo in placebos]
+    pairs = [(arm, placebo) for arm, placebos in beaten.items() for placebo in placebos]
     rows = [comparison(events, arm, placebo) for arm, placebo in pairs]
     return [
         (
@@ -128,6 +152,9 @@ def percent(rate: Mapping[str, float]) -> str:
     if rate["value"] is None:
         return "–"
     return "{:.0f} % ({:.0f}–{:.0f})".format(*(100 * rate[key] for key in ("value", "low", "high")))
+
+
+CLAIMS = {"edits": of_edits, "choice": of_the_choice}
 
 
 if __name__ == "__main__":

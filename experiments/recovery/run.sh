@@ -2,7 +2,7 @@
 # Does steering help? The study of interventions on mini, one command. Every stage goes on where it was cut.
 #   bash experiments/recovery/run.sh              stages risk arms ablations main report
 #   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons free main report
-#                                                 confirm pushed sanity twins benefit advise deviation tutor learned
+#                                                 confirm pushed sanity twins choice chosen advise deviation tutor learned
 #
 #   risk       what opens the gate: the risk of a contact, and its alarm
 #   ablations  one thing changed at a time, on the start states that choose; horizons: gates that look less or more far
@@ -11,14 +11,15 @@
 #              while the robot is being pushed
 #   confirm    claims that were written down before, on start states that are drawn for it
 #   sanity     two arms whose worth is known: the expert in person, and a hand that is driven into the table
-#   twins      forked twins of drawn start states; benefit: a head that foresees harm is fitted on them and tried
+#   twins      every edit in forked twins of drawn start states; choice: a head per edit is fitted on them, which foresees
+#              whether it helps; chosen: claims about the choice among the edits, written down before, on fresh states
 #   advise deviation tutor learned    another gate and aim: what an expert would do otherwise
 #
 #   RUN=runs/study          folder of the rollouts (experiments/study/run.sh collect makes them)
 #   OUT=results/recovery    folder of the fits, the tables and the reports
 #   PROCESSES=2             processes of each stage
 #   INITS=25-44             start states of the main table; 0-12 are fitted on, 13-19 calibrate, 20-24 choose; from 1000
-#                           on they are drawn: 1000-1039 confirm, 2000-2029 twins
+#                           on they are drawn: 1000-1039 confirm, 3000-3029 twins, 4000-4039 chosen
 #   DISTURBED=none          conditions of the main table; all else is judged undisturbed and under push0.4
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -77,14 +78,14 @@ confirm() {
 
 sanity() { recovery sanity --gate "$OUT/contact/gate.yaml" --out "$OUT/sanity"; }
 
-twins() { evaluated twins twins contact 2000-2029 none; }
+twins() { evaluated twins twins contact 3000-3029 none; }
 
-benefit() {
-  recovery benefit --run "$OUT/twins" --gate "$OUT/contact/gate.yaml" --out "$OUT/careful"
-  local outcome
-  for outcome in failure unsafe; do
-    evaluated "careful-$outcome" twins "careful/$outcome" 1000-1019 none --full-horizon
-  done
+choice() { recovery choice --run "$OUT/twins" --out "$OUT/choice"; }
+
+chosen() {
+  evaluated chosen chosen contact 4000-4039 none --full-horizon
+  recovery tables --run "$OUT/chosen" --out "$OUT/chosen-tables" --tested mist-chosen
+  recovery confirm --claims choice --run "$OUT/chosen" --out "$OUT/choice"
 }
 
 advise() { in_shards "$VENV_PYTHON" experiments/recovery/advise.py --rollouts "$RUN/mini" --out "$RUN"; }
@@ -108,8 +109,8 @@ learned() {
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    risk | arms | ablations | horizons | free | main | report | confirm | pushed | sanity | twins | benefit | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed sanity twins benefit advise deviation tutor learned" ;;
+    risk | arms | ablations | horizons | free | main | report | confirm | pushed | sanity | twins | choice | chosen | advise | deviation | tutor | learned) ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed sanity twins choice chosen advise deviation tutor learned" ;;
   esac
   _say "$stage"
   $stage

@@ -1,13 +1,14 @@
 """Would acting help here, or would it spoil what goes well by itself?
 
-    gain       B(none) - B(arm)                     of one unit and its forked twin: 1 saved, -1 spoilt, 0 neither
+    gain       B(none) - B(arm)                     of one unit and its forked twin: above 0 saved, below 0 spoilt
     predicted  w standardised(rows) + b             ridge regression, the penalty chosen by leaving start states out
     act        predicted > limit                    limit = the ceil((n + 1)(1 - alpha))-th smallest prediction among
                                                     n other units that acting spoils
 
-B is 1 for a bad outcome. The rows are the activations at the trigger, where the twins part. The limit is conformal, as
-that of the alarm (`mist_interp.probing.conformal`): of a unit that acting would spoil and that is exchangeable with
-those n, the promise is that it is acted upon with a probability of at most alpha.
+B counts what went wrong, such as 1 for a failure and 1 for a contact. The rows are the activations at the trigger, where
+the twins part. The limit is conformal, as that of the alarm (`mist_interp.probing.conformal`): of a unit that acting
+would spoil and that is exchangeable with those n, the promise is that it is acted upon with a probability of at most
+alpha. A limit may also be given outright (`act_above`): 0 acts wherever acting is expected to help, and promises nothing.
 
 Where it misleads: it is fitted and calibrated at the trigger, so a gate asks it there and nowhere else. Twins differ by
 luck as well (any change re-draws the outcome), so most of a gain cannot be predicted.
@@ -48,12 +49,12 @@ class TwinGain:
     Attributes:
         unit: what was run.
         row: (width,) what was read at the trigger.
-        gain: B(none) - B(arm): 1, 0 or -1.
+        gain: B(none) - B(arm).
     """
 
     unit: Unit
     row: Float[Array, " width"]
-    gain: int
+    gain: float
 
 
 class Benefit(OnHub):
@@ -105,7 +106,7 @@ class Benefit(OnHub):
         self.alpha_: float | None = None
         self.calibrated_on_: frozenset[StartState] = frozenset()
         self.trained_on_: frozenset[StartState] = start_states(twin.unit for twin in twins)
-        counts = {name: int((gains == value).sum()) for name, value in GAINS.items()}
+        counts = {name: int((np.sign(gains) == sign).sum()) for name, sign in GAINS.items()}
         self.source_: dict[str, Any] = {
             "twins": len(twins),
             **counts,
@@ -129,6 +130,19 @@ class Benefit(OnHub):
         self.threshold_ = rank_limit(scores, alpha)
         self.alpha_, self.harmed_ = float(alpha), len(spoilt)
         self.calibrated_on_ = states
+        return self
+
+    def act_above(self, limit: float) -> Benefit:
+        """Set the threshold to a limit that promises nothing.
+
+        Raises:
+            ValueError: nothing is fitted, or the limit is not finite.
+        """
+        self._check_fitted()
+        if not math.isfinite(limit):
+            raise ValueError(f"limit={limit}; give a finite number, such as 0 to act wherever that is expected to help")
+        self.threshold_, self.alpha_, self.harmed_ = float(limit), None, 0
+        self.calibrated_on_ = frozenset()
         return self
 
     def predict(self, rows: Float[Array, "queries width"]) -> Float[Array, " queries"]:
@@ -184,7 +198,8 @@ class Benefit(OnHub):
         if not hasattr(self, "weights_"):
             return "not fitted"
         if self.alpha_ is None:
-            return "not calibrated: never acts"
+            given = f"acts above {self.threshold_:g} at the trigger, which promises nothing"
+            return "not calibrated: never acts" if math.isinf(self.threshold_) else given
         if math.isinf(self.threshold_):
             return f"cannot certify alpha = {self.alpha_:g} with {self.harmed_} spoilt units: never acts"
         promise = f"a unit that acting spoils is acted upon with a probability of at most {self.alpha_:g}"

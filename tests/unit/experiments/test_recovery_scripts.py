@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,9 +14,11 @@ import pandas as pd
 import pytest
 
 from mist_interp.core.names import Site
+from mist_interp.data.records import Unit
 from mist_interp.evaluation.arm_texts import parse_arm
 from mist_interp.evaluation.summary import summarize
 from mist_interp.probing import Deviation
+from mist_interp.probing.benefit import Benefit, TwinGain
 from tests.unit.evaluation.tables import table, twin
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "experiments" / "recovery"
@@ -60,6 +63,37 @@ def test_every_arm_of_the_lists_can_be_made_and_has_a_name_of_its_own(
     sizes = {name: arm.size for name, arm in strong.items() if hasattr(arm, "size")}
     assert {name for name, size in sizes.items() if size == 1.0} == {n for n in sizes if n.endswith("strong")}
     assert parse_arm(lists[2][2]).target.segments == 2
+
+
+def test_the_choice_is_among_all_edits_and_its_placebos_choose_alike(script: Any, tmp_path: Path) -> None:
+    arms = script("arms")
+    settings = arms.Settings(out=tmp_path)
+    twins = [TwinGain(Unit("libero_spatial", 0, n), np.eye(4)[n % 4], n % 2) for n in range(8)]
+    head = Benefit(("resid_post", 2)).fit(twins, Site("blocks.2.hook_resid_post")).act_above(0.0)
+    names = [one["name"] for one in arms.candidates(settings)]
+    for name in names:
+        head.save(tmp_path / "choice" / name)
+    made = {arm.name: arm for arm in map(parse_arm, arms.chosen(settings))}
+    yoked = [f"{kind}-chosen-yoked" for kind in ("random-direction", "wrong-dimension")]
+    asked = script("confirm").CHOICE_BEATS["mist-chosen"]
+    assert list(made) == [
+        "none",
+        "mist-chosen",
+        "action-correction-chosen",
+        "sham-triggers-chosen",
+        *yoked,
+        "mist-free",
+    ]
+    assert set(asked) == {*yoked, "sham-triggers-chosen"}
+    for name, arm in made.items():
+        if name.endswith(("chosen", "yoked")):
+            choice = getattr(arm, "arm", arm)
+            assert [one.name for one, _ in choice.among] == names and len(set(names)) == 13
+            assert bool(arm.config().get("placebo")) == (name != "mist-chosen")
+    real = [arm for arm, _ in made["mist-chosen"].among]
+    for place, kind in enumerate(("random-direction", "wrong-dimension")):
+        stand_ins = [arm for arm, _ in made[yoked[place]].arm.among]
+        assert [replace(arm, placebo="") for arm in stand_ins] == real and {a.placebo for a in stand_ins} == {kind}
 
 
 def test_the_table_of_what_was_foreseen_counts_episodes(script: Any) -> None:
@@ -109,6 +143,7 @@ def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_s
         r"evaluated ablations \S+ \S+ (\d+)-(\d+)",
         r"evaluated twins .*? (\d+)-(\d+)",
         r"evaluated confirm .*? (\d+)-(\d+)",
+        r"evaluated chosen .*? (\d+)-(\d+)",
         r"INITS:-(\d+)-(\d+)",
     ):
         first, last = (int(number) for number in re.search(pattern, runs).groups())  # type: ignore[union-attr]
@@ -118,11 +153,12 @@ def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_s
     assert (fit.train, fit.calibrate) == (risk.train, risk.calibrate)
     assert script("tutor").Settings().inits == script("arms").Settings().train == risk.train
     assert re.findall(r"evaluated \S*horizon\S* \S+ \S+ (\S+)", runs) == ["20-24"]
-    assert re.findall(r'evaluated "careful-\S+" \S+ \S+ (\d+)-(\d+)', runs) == [("1000", "1019")]  # of the confirmation
 
 
 FREE, STRONG = "mist-free", "mist-strong"
 PLACEBOS = ("random-direction-free-yoked", "wrong-dimension-free-yoked", "sham-triggers-free")
+CHOSEN = "mist-chosen"
+CHOICE_PLACEBOS = ("random-direction-chosen-yoked", "wrong-dimension-chosen-yoked", "sham-triggers-chosen")
 STRONG_PLACEBOS = ("random-direction-strong-yoked", "wrong-dimension-strong-yoked")
 
 
@@ -148,8 +184,44 @@ def test_a_claim_falls_with_what_it_says_and_no_other_does(
         for unit in range(60)
     ]
     summary = summarize(table(*rows), names, placebos=names[3:], draws=200)
-    held = list(script("confirm").judged(summary)["held"])
+    held = list(script("confirm").of_edits(summary)["held"])
     assert [place for place, one in enumerate(held) if not one] == broken
+
+
+@pytest.mark.parametrize(
+    ("arm", "contacts", "successes", "broken"),
+    [
+        ("none", 40, 50, []),
+        (CHOSEN, 30, 54, [0, 3]),  # a quarter fewer, 10 of 40 prevented
+        (CHOSEN, 13, 54, [3]),  # 27 of 40
+        (CHOSEN, 8, 49, [1]),
+        (CHOSEN, 8, 9, [1, 2]),
+        *((placebo, 8, 50, [place]) for place, placebo in enumerate(CHOICE_PLACEBOS, start=4)),
+    ],
+)
+def test_a_claim_about_the_choice_falls_likewise(
+    script: Any, arm: str, contacts: int, successes: int, broken: list[int]
+) -> None:
+    names = ("none", CHOSEN, *CHOICE_PLACEBOS)
+    counts = {name: (8, 54) if name == CHOSEN else (40, 50) for name in names} | {arm: (contacts, successes)}
+    rows = [
+        twin(name, unit, unit >= well, touches=(60,) if unit < touched else (), collision_1n=unit < touched)
+        for name, (touched, well) in counts.items()
+        for unit in range(60)
+    ]
+    summary = summarize(table(*rows), names, placebos=names[2:], draws=200)
+    held = list(script("confirm").of_the_choice(summary)["held"])
+    assert [place for place, one in enumerate(held) if not one] == broken
+
+
+@pytest.mark.parametrize(("value", "low", "held"), [(0, -0.04, True), (0.02, -0.06, False), (-0.001, -0.04, False)])
+def test_successes_may_not_be_fewer_nor_a_loss_of_5_points_be_possible(
+    script: Any, value: float, low: float, held: bool
+) -> None:
+    difference = {"value": value, "low": low, "high": 0.1}
+    row = {"arm": CHOSEN, "reference": "none", "metric": "success_rate", "difference": difference}
+    summary = {"comparisons": [row | {"only_arm": 3, "only_reference": 2}]}
+    assert script("confirm").not_worse(summary, CHOSEN)[2] is held
 
 
 @pytest.mark.parametrize(("value", "high", "held"), [(-0.3, -0.1, True), (-0.2, -0.1, False), (-0.3, 0.01, False)])
@@ -160,3 +232,40 @@ def test_contacts_have_to_fall_by_the_share_and_not_by_chance(
     row = {"arm": FREE, "reference": "none", "metric": "collision_rate_1n", "difference": difference}
     summary = {"comparisons": [row], "arms": {"none": {"metrics": {"collision_rate_1n": {"value": 0.8}}}}}
     assert script("confirm").fewer_contacts(summary, FREE)[2] is held
+
+
+def test_a_choice_is_judged_by_what_happened_and_made_by_heads_of_other_start_states(script: Any) -> None:
+    """Two edits; the first number read says which of them helps, and `up` spoils where the other one helps."""
+    choice = script("choice")
+    draw, names = np.random.default_rng(0), ("none", "up", "left")
+    ended: dict[Unit, dict[str, Any]] = {}
+    twins = []
+    for place in range(120):
+        unit, row = Unit("libero_spatial", place % 4, place // 4), draw.normal(size=4)
+        helps = "up" if row[0] > 0 else "left"
+        ends = {name: {"success": name != "up" or helps == "up", "collision_1n": name != helps} for name in names}
+        ended[unit] = ends
+        twins.append(choice.Twins(unit, row, ends))
+    calm = Unit("libero_spatial", 9, 0)
+    ended[calm] = {name: {"success": False, "collision_1n": True} for name in names}
+    ways = choice.choices(choice.Settings(), twins, names[1:], Site("blocks.2.hook_resid_post"))
+    table = choice.judged(ended, ways)
+    best = len(ended) - 1
+    assert table.loc["none"].tolist() == [0, best, 0, 0, best + 1, 0, 0, 0]
+    assert table.loc["best in hindsight", ["successes", "safe successes", "contacts"]].tolist() == [best, best, 1]
+    assert table.loc["chosen", "safe successes"] >= 0.8 * best and table.loc["chosen", "spoilt"] <= 0.2 * best
+    assert table.loc["chosen by the task", "safe successes"] <= 0.7 * best
+    assert table.loc["up", "spoilt"] == sum(one.row[0] <= 0 for one in twins) and table.loc["up", "made"] == 0
+
+
+def test_nothing_is_chosen_where_less_is_expected_than_the_limit(script: Any) -> None:
+    choice = script("choice")
+    ends = {"none": {"success": True, "collision_1n": True}, "up": {"success": True, "collision_1n": False}}
+    twins = [
+        choice.Twins(Unit("libero_spatial", 0, n), np.eye(4)[n % 4], {**ends, "up": ends["none" if n % 2 else "up"]})
+        for n in range(24)
+    ]
+    site = Site("blocks.2.hook_resid_post")
+    for limit, acted in ((0.0, 12), (1.0, 0)):
+        way = choice.choices(choice.Settings(limit=limit), twins, ("up",), site)["best in hindsight"]
+        assert sum(arm == "up" for arm in way.values()) == acted

@@ -60,6 +60,27 @@ def test_without_a_limit_or_with_too_few_spoilt_units_nothing_is_acted_upon() ->
     assert not head.allows(1e9) and str(head) == "cannot certify alpha = 0.1 with 0 spoilt units: never acts"
 
 
+def test_a_limit_may_be_given_which_promises_nothing(tmp_path: Path) -> None:
+    head = fitted().calibrate(twins(60, 3, first=20), 0.2).act_above(0.0)
+    assert head.allows(0.01) and not head.allows(0.0) and (head.alpha_, head.harmed_) == (None, 0)
+    assert str(head) == "acts above 0 at the trigger, which promises nothing"
+    head.check_units([Unit("libero_spatial", 0, 20)])  # it was not set there
+    head.save(tmp_path)
+    assert Benefit.load(tmp_path).config() == head.config()
+    with pytest.raises(ValueError, match="finite"):
+        head.act_above(float("nan"))
+    with pytest.raises(ValueError, match="call fit first"):
+        Benefit(("resid_post", 2)).act_above(0.0)
+
+
+def test_more_than_one_thing_may_go_wrong() -> None:
+    both = [TwinGain(twin.unit, twin.row, 2 * twin.gain) for twin in twins(100, 0)]
+    head = Benefit(("resid_post", 2)).fit(both, SITE)
+    once = fitted()
+    np.testing.assert_allclose(head.predict(np.eye(WIDTH)), 2 * once.predict(np.eye(WIDTH)))
+    assert head.source_ == once.source_
+
+
 def test_it_is_not_calibrated_on_what_it_was_fitted_on_nor_used_there() -> None:
     head = fitted()
     with pytest.raises(ValueError, match="in the training and in the evaluation set"):
