@@ -5,10 +5,11 @@
     act        predicted > limit                    limit = the ceil((n + 1)(1 - alpha))-th smallest prediction among
                                                     n other units that acting spoils
 
-B counts what went wrong, such as 1 for a failure and 1 for a contact. The rows are the activations at the trigger, where
-the twins part. The limit is conformal, as that of the alarm (`mist_interp.probing.conformal`): of a unit that acting
-would spoil and that is exchangeable with those n, the promise is that it is acted upon with a probability of at most
-alpha. A limit may also be given outright (`act_above`): 0 acts wherever acting is expected to help, and promises nothing.
+B counts what went wrong, such as 1 for a failure and 1 for a contact. The rows are the activations at the trigger,
+where the twins part. The limit is conformal, as that of the alarm (`mist_interp.probing.conformal`): of a unit that
+acting would spoil and that is exchangeable with those n, the promise is that it is acted upon with a probability of at
+most alpha. A limit may also be given outright (`act_above`): 0 acts wherever acting is expected to help, and promises
+nothing.
 
 Where it misleads: it is fitted and calibrated at the trigger, so a gate asks it there and nowhere else. Twins differ by
 luck as well (any change re-draws the outcome), so most of a gain cannot be predicted.
