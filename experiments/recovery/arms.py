@@ -200,7 +200,7 @@ def confirmed(settings: Settings) -> list[Any]:
 
 
 def chosen(settings: Settings) -> list[Any]:
-    """What is claimed of the choice on fresh start states; beside it the one edit that did best before."""
+    """What is claimed of the choice on fresh start states."""
     among = [{**one, "benefit": str(settings.out / "choice" / one["name"])} for one in candidates(settings)]
     choice = {"kind": "chosen", "among": among, "name": "mist-chosen"}
     return [
@@ -208,7 +208,6 @@ def chosen(settings: Settings) -> list[Any]:
         choice,
         {**as_kind(choice, "action-correction"), "name": "action-correction-chosen"},
         *elsewhere(choice, settings.out / "chosen", "mist-chosen"),
-        {**freed(settings), "name": "mist-free"},
     ]
 
 
