@@ -124,8 +124,6 @@ def candidates(settings: Settings) -> list[dict[str, Any]]:
         {**mist, "size": 5 * settings.size, "name": "mist-strong"},
         {**free, "wanted": "brake", "size": 0.5, "name": "brake", "generic": True},
         *({**free, "hold": True, "wanted": "shift", "shift": way, "name": name} for name, way in sides.items()),
-        {**free, "size": 0.2, "name": "mist-free-0.2"},
-        *({**free, "wanted": "brake", "size": size, "name": f"brake-dz-{size}"} for size in (0.5, 0.75)),
     ]
 
 

@@ -81,7 +81,7 @@ def test_the_choice_is_among_all_edits_and_its_placebos_choose_alike(script: Any
     for name, arm in made.items():
         if name.endswith(("chosen", "yoked")):
             choice = getattr(arm, "arm", arm)
-            assert [one.name for one, _ in choice.among] == names and len(set(names)) == 13
+            assert [one.name for one, _ in choice.among] == names and len(set(names)) == 10
             assert bool(arm.config().get("placebo")) == (name != "mist-chosen")
     real = [arm for arm, _ in made["mist-chosen"].among]
     for place, kind in enumerate(("random-direction", "wrong-dimension")):
