@@ -53,11 +53,12 @@ class Settings:
     layer: int = 2
     """Block whose residual stream is read, where the action is read."""
 
-    contact: float = 1.0
-    """What a contact counts, where a failure counts 1."""
+    contact: float = 0.9
+    """What a contact counts, where a failure counts 1; from 1 on a failure without a contact would be as good as a
+    success with one."""
 
-    limit: float = 0.0
-    """How much must be expected of an edit before it is made."""
+    limit: float = 0.1
+    """How much must be expected of an edit before it is made: with more, successes gain and contacts stay."""
 
 
 @dataclass(frozen=True)
