@@ -2,7 +2,8 @@
 # Does steering help? The study of interventions on mini, one command. Every stage goes on where it was cut.
 #   bash experiments/recovery/run.sh              stages risk arms ablations main report
 #   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons free main report
-#                                                 confirm pushed sanity twins choice chosen advise deviation tutor learned
+#                                                 confirm pushed sanity twins choice fitted chosen
+#                                                 advise deviation tutor learned
 #
 #   risk       what opens the gate: the risk of a contact, and its alarm
 #   ablations  one thing changed at a time, on the start states that choose; horizons: gates that look less or more far
@@ -13,6 +14,8 @@
 #   sanity     two arms whose worth is known: the expert in person, and a hand that is driven into the table
 #   twins      every edit in forked twins of drawn start states; choice: a head per edit is fitted on them, which foresees
 #              whether it helps; chosen: claims about the choice among the edits, written down before, on fresh states
+#   fitted     puts the gate, the heads and the list of the choice as they were fitted for the card into OUT, so that
+#              chosen runs without all that comes before it
 #   advise deviation tutor learned    another gate and aim: what an expert would do otherwise
 #
 #   RUN=runs/study          folder of the rollouts (experiments/study/run.sh collect makes them)
@@ -82,6 +85,11 @@ twins() { evaluated twins twins contact 3000-3029 none; }
 
 choice() { recovery choice --run "$OUT/twins" --out "$OUT/choice"; }
 
+fitted() {
+  cp -r experiments/recovery/fitted/. "$OUT"
+  sed -i "s|results/recovery/|$OUT/|" "$OUT/contact/gate.yaml" "$OUT/arms/chosen.yaml"
+}
+
 chosen() {
   evaluated chosen chosen contact 4000-4029 none --full-horizon
   recovery tables --run "$OUT/chosen" --out "$OUT/chosen-tables" --tested mist-chosen
@@ -109,8 +117,8 @@ learned() {
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    risk | arms | ablations | horizons | free | main | report | confirm | pushed | sanity | twins | choice | chosen | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed sanity twins choice chosen advise deviation tutor learned" ;;
+    risk | arms | ablations | horizons | free | main | report | confirm | pushed | sanity | twins | choice | fitted | chosen | advise | deviation | tutor | learned) ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed sanity twins choice fitted chosen advise deviation tutor learned" ;;
   esac
   _say "$stage"
   $stage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from mist_interp.core.names import Site
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arm_texts import parse_arm
+from mist_interp.evaluation.gate_files import read_gate
 from mist_interp.evaluation.summary import summarize
 from mist_interp.probing import Deviation
 from mist_interp.probing.benefit import Benefit, TwinGain
@@ -87,6 +90,26 @@ def test_the_choice_is_among_all_edits_and_its_placebos_choose_alike(script: Any
     for place, kind in enumerate(("random-direction", "wrong-dimension")):
         stand_ins = [arm for arm, _ in made[yoked[place]].arm.among]
         assert [replace(arm, placebo="") for arm in stand_ins] == real and {a.placebo for a in stand_ins} == {kind}
+
+
+def test_what_was_fitted_is_shipped_and_has_seen_no_unit_that_it_is_judged_on(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, out = SCRIPTS / "fitted", tmp_path / "results" / "recovery"
+    shutil.copytree(shipped, out)
+    monkeypatch.chdir(tmp_path)  # paths in the files are those of the project's root
+    arms = script("arms")
+    listed = yaml.safe_load((out / "arms" / "chosen.yaml").read_text())
+    assert listed == arms.chosen(arms.Settings())
+    fresh = [Unit("libero_spatial", task, init) for task in range(10) for init in (4000, 4029)]
+    taught = Unit("libero_spatial", 4, 3000)
+    gate, choice = read_gate(out / "contact" / "gate.yaml"), parse_arm(listed[1])
+    gate.check_units([*fresh, taught])
+    choice.check_units(fresh)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="init 3000"):
+        choice.check_units([taught])  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="init 0"):
+        gate.check_units([Unit("libero_spatial", 4, 0)])
 
 
 def test_the_table_of_what_was_foreseen_counts_episodes(script: Any) -> None:
