@@ -1,7 +1,7 @@
 """Do the findings of the study hold on start states that nobody has looked at?
 
 The claims below, their arms and their units (drawn start states of ten tasks, undisturbed: 1000 to 1039 for the edits,
-4000 to 4029 for the choice among edits) were written down and committed before the first of these units ran; the rows
+4000 to 4019 for the choice among edits) were written down and committed before the first of these units ran; the rows
 carry that commit. Nothing is chosen on them. The tests against placebos are of contacts after the trigger (exact
 McNemar on the units in which `none` has one) and corrected after Holm over the claims of one kind, not over all pairs
 of arms as a report does.

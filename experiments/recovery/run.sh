@@ -22,7 +22,7 @@
 #   OUT=results/recovery    folder of the fits, the tables and the reports
 #   PROCESSES=2             processes of each stage
 #   INITS=25-44             start states of the main table; 0-12 are fitted on, 13-19 calibrate, 20-24 choose; from 1000
-#                           on they are drawn: 1000-1039 confirm, 3000-3029 twins, 4000-4029 chosen
+#                           on they are drawn: 1000-1039 confirm, 3000-3029 twins, 4000-4019 chosen
 #   DISTURBED=none          conditions of the main table; all else is judged undisturbed and under push0.4
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -91,7 +91,7 @@ fitted() {
 }
 
 chosen() {
-  evaluated chosen chosen contact 4000-4029 none --full-horizon
+  evaluated chosen chosen contact 4000-4019 none --full-horizon
   recovery tables --run "$OUT/chosen" --out "$OUT/chosen-tables" --tested mist-chosen
   recovery confirm --claims choice --run "$OUT/chosen" --out "$OUT/choice"
 }

@@ -260,7 +260,7 @@ class Mist:
             return -meant * (length / meant.norm()), flagged
         if self.placebo == "wrong-dimension":
             others = self._others(flagged, query)
-            instead = reach(_only(change, others))
+            instead = reach(_dealt(change, flagged, others) if self.shift else _only(change, others))
             return instead * (length / instead.norm()), others
         instead = torch.randn(meant.shape, generator=self._generator(query), dtype=torch.float64).to(meant)
         return instead * (length / instead.norm()), ()
@@ -338,6 +338,16 @@ class ActionCorrection:
 def _only(change: Float[Tensor, "segment dim"], dims: tuple[str, ...]) -> Float[Tensor, "segment dim"]:
     """The change of these dimensions, 0 of all others."""
     return torch.where(torch.tensor([name in dims for name in ACTION_NAMES]), change, 0.0)
+
+
+def _dealt(
+    change: Float[Tensor, "segment dim"], dims: tuple[str, ...], others: tuple[str, ...]
+) -> Float[Tensor, "segment dim"]:
+    """The changes of some dimensions made on others: a shift wants nothing of those that it does not name."""
+    found = torch.zeros_like(change)
+    for dim, other in zip(dims, others, strict=True):
+        found[:, ACTION_NAMES.index(other)] = change[:, ACTION_NAMES.index(dim)]
+    return found
 
 
 def _rounded(values: Float[Tensor, "segment dim"]) -> list[list[float | None]]:
