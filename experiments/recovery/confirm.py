@@ -122,15 +122,21 @@ def recovers(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
 
 
 def beats(summary: Mapping[str, Any], beaten: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str, bool]]:
-    """More contacts prevented than by each placebo."""
+    """More contacts prevented than by each placebo, which must have acted at half as many of its queries at least."""
     events = [row for row in summary["twins"]["comparisons"] if row["outcome"] == "event"]
     pairs = [(arm, placebo) for arm, placebos in beaten.items() for placebo in placebos]
     rows = [comparison(events, arm, placebo) for arm, placebo in pairs]
+    acts = {arm: facts["edited_query_share"] for arm, facts in summary["arms"].items()}
     return [
         (
             f"{arm}: above {placebo}",
-            f"{row['better_here']}:{row['better_there']}, p {adjusted:.2g} (McNemar, Holm over {len(pairs)})",
-            bool(adjusted < SIGNIFICANT and row["better_here"] > row["better_there"]),
+            f"{row['better_here']}:{row['better_there']}, p {adjusted:.2g} (McNemar, Holm over {len(pairs)}), acting at "
+            f"{100 * acts[arm]:.1f} and {100 * acts[placebo]:.1f} % of the queries",
+            bool(
+                adjusted < SIGNIFICANT
+                and row["better_here"] > row["better_there"]
+                and acts[placebo] >= acts[arm] / 2 > 0
+            ),
         )
         for (arm, placebo), row, adjusted in zip(pairs, rows, holm([r["p_mcnemar"] for r in rows]), strict=True)
     ]

@@ -345,7 +345,7 @@ def _dealt(
 ) -> Float[Tensor, "segment dim"]:
     """The changes of some dimensions made on others: a shift wants nothing of those that it does not name."""
     found = torch.zeros_like(change)
-    for dim, other in zip(dims, others, strict=True):
+    for dim, other in zip(dims, others, strict=False):  # of fewer others, as many as there are
         found[:, ACTION_NAMES.index(other)] = change[:, ACTION_NAMES.index(dim)]
     return found
 

@@ -290,6 +290,18 @@ def test_braking_takes_a_share_of_the_motion(vla: HookedVLA, inputs: PolicyInput
     assert after == pytest.approx(0.9 * before, rel=0.02) and log.details["flagged"] == ["dz"]
 
 
+def test_the_wrong_dimensions_of_a_shift_get_its_amounts(
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any]
+) -> None:
+    real = Mist(size=1.0, wanted="shift", shift={"dx": 0.02, "dy": -0.01})
+    chunk, log = placebo(real, "wrong-dimension").act(vla, inputs, alarmed(seen))
+    moved, others = shift(chunk, seen), log.details["moved"]
+    assert len(others) == 2 and not {"dx", "dy", "dz"} & set(others)  # dz is flagged
+    first, second = (float(moved[DIM[other]]) for other in others)
+    assert first > 0 > second and first == pytest.approx(-2 * second, rel=0.2)
+    assert float(moved[[DIM["dx"], DIM["dy"]]].abs().max()) < 0.2 * first
+
+
 def test_a_shift_is_the_same_whatever_moves_and_whatever_is_flagged(
     vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any]
 ) -> None:
@@ -501,14 +513,22 @@ def test_a_yoked_arm_acts_at_the_very_queries_of_another(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["random-direction", "wrong-dimension", "reversed", "noise"])
+@pytest.mark.parametrize(
+    "real",
+    [
+        Mist(size=0.02, adapt=False),
+        Mist(size=0.02, adapt=False, wanted="brake", generic=True, dims=("dx", "dy", "dz"), hold=False),
+        Mist(size=1.0, adapt=False, wanted="shift", shift={"dy": -0.02, "dz": 0.01}),
+    ],
+    ids=lambda real: real.wanted,
+)
 def test_a_yoked_placebo_is_as_long_as_what_was_done_there(
-    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], tmp_path: Path, kind: str
+    vla: HookedVLA, inputs: PolicyInputs, seen: dict[str, Any], tmp_path: Path, real: Mist, kind: str
 ) -> None:
     acted(tmp_path, UNIT, "strong", ["", "", "strong", "strong"], [False, False, True, True])
-    yoked, memory = ShamTriggers(Mist(size=0.02, placebo=kind), of=tmp_path, like="strong", exact=True), {}
+    yoked, memory = ShamTriggers(placebo(real, kind), of=tmp_path, like="strong", exact=True), {}
     norms = [yoked.act(vla, inputs, alarmed(seen, index=index, memory=memory))[1].edit_norm for index in range(5)]
     assert norms == [0, 0, pytest.approx(0.75, rel=1e-3), pytest.approx(1.0, rel=1e-3), 0]
-    real = Mist(size=0.02, adapt=False)
     drawn, memory = ShamTriggers(placebo(real, kind), of=tmp_path, like="strong"), {}
     acted(tmp_path, UNIT, "none", [""] * 4, [False] * 4)
     norms = [drawn.act(vla, inputs, alarmed(seen, index=index, memory=memory))[1].edit_norm for index in range(4)]

@@ -171,6 +171,22 @@ def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_s
     assert re.findall(r"evaluated \S*horizon\S* \S+ \S+ (\S+)", runs) == ["20-24"]
 
 
+def outcomes(counts: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
+    """60 units per arm, so many with a contact and so many that succeed; every arm but `none` acts at 2 of 10 queries."""
+    return [
+        twin(
+            name,
+            unit,
+            unit >= well,
+            touches=(60,) if unit < touched else (),
+            collision_1n=unit < touched,
+            edited_queries=2 * (name != "none"),
+        )
+        for name, (touched, well) in counts.items()
+        for unit in range(60)
+    ]
+
+
 FREE, STRONG = "mist-free", "mist-strong"
 PLACEBOS = ("random-direction-free-yoked", "wrong-dimension-free-yoked", "sham-triggers-free")
 CHOSEN = "mist-chosen"
@@ -194,11 +210,7 @@ def test_a_claim_falls_with_what_it_says_and_no_other_does(
     """60 units: `none` and the placebos have a contact in 40 and succeed in 50, the edits have one in 8."""
     names = ("none", FREE, STRONG, *PLACEBOS, *STRONG_PLACEBOS)
     counts = {name: (8 if name in (FREE, STRONG) else 40, 50) for name in names} | {arm: (contacts, successes)}
-    rows = [
-        twin(name, unit, unit >= well, touches=(60,) if unit < touched else (), collision_1n=unit < touched)
-        for name, (touched, well) in counts.items()
-        for unit in range(60)
-    ]
+    rows = outcomes(counts)
     summary = summarize(table(*rows), names, placebos=names[3:], draws=200)
     held = list(script("confirm").of_edits(summary)["held"])
     assert [place for place, one in enumerate(held) if not one] == broken
@@ -220,14 +232,21 @@ def test_a_claim_about_the_choice_falls_likewise(
 ) -> None:
     names = ("none", CHOSEN, *CHOICE_PLACEBOS)
     counts = {name: (8, 54) if name == CHOSEN else (40, 50) for name in names} | {arm: (contacts, successes)}
-    rows = [
-        twin(name, unit, unit >= well, touches=(60,) if unit < touched else (), collision_1n=unit < touched)
-        for name, (touched, well) in counts.items()
-        for unit in range(60)
-    ]
+    rows = outcomes(counts)
     summary = summarize(table(*rows), names, placebos=names[2:], draws=200)
     held = list(script("confirm").of_the_choice(summary)["held"])
     assert [place for place, one in enumerate(held) if not one] == broken
+
+
+def test_a_placebo_that_did_nothing_is_not_beaten(script: Any) -> None:
+    names = ("none", CHOSEN, *CHOICE_PLACEBOS)
+    rows = outcomes({name: (8, 54) if name == CHOSEN else (40, 50) for name in names})
+    for row in rows:
+        if row["arm"] == CHOICE_PLACEBOS[1]:
+            row["edited_queries"] = 0
+    summary = summarize(table(*rows), names, placebos=names[2:], draws=200)
+    held = list(script("confirm").of_the_choice(summary)["held"])
+    assert held == [True, True, True, True, True, False, True]
 
 
 @pytest.mark.parametrize(("value", "low", "held"), [(0, -0.04, True), (0.02, -0.06, False), (-0.001, -0.04, False)])
