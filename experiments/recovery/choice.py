@@ -5,8 +5,10 @@ to its trigger again by replaying what was executed, and reads there what the ch
 episode is counted: a failure, and a contact. A head per edit (`Benefit`) learns how much less of it there is.
 
 Prints what a choice by heads that were fitted on other start states would have made of these units, beside each edit
-alone, a choice by the task alone, and the best choice in hindsight, which says what no head can exceed. As all twins
-have been run these are counts of what happened. Writes the heads of all units, and choice.csv.
+alone, a choice by the task alone, and the best choice in hindsight: `loss` is what is minimised, and no choice has less
+of it than that. As all twins have been run these are counts of what happened. The heads' weights are of other start
+states, `--contact` and `--limit` are not if they were set by looking at this table: fresh units judge (`confirm.py`).
+Writes the heads of all units, and choice.csv.
 
     python experiments/recovery/choice.py --run results/recovery/twins --out results/recovery/choice
 """
@@ -79,10 +81,10 @@ def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     vla = HookedVLA.from_pretrained("mini")
     ended = finished(ResultsFolder(settings.run))
-    arms = [arm for arm in next(iter(ended.values())) if arm != REFERENCE_ARM]
+    arms = [arm for arm in dict.fromkeys(one.arm for one in ResultsFolder(settings.run).plan()) if arm != REFERENCE_ARM]
     twins = list(at_triggers(settings, ended, vla))
     site = vla.site(("resid_post", settings.layer))
-    table = judged(ended, choices(settings, twins, arms, site))
+    table = judged(ended, choices(settings, twins, arms, site), settings.contact)
     settings.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(settings.out / "choice.csv")
     print(f"{len(twins)} triggered units of {len(ended)}\n{table.to_string()}")
@@ -93,14 +95,23 @@ def main(settings: Settings) -> None:
 
 
 def finished(folder: ResultsFolder) -> dict[Unit, dict[str, Row]]:
-    """The units that ended well in every arm, and how."""
+    """The units that have a row of every arm, and their rows.
+
+    Raises:
+        ValueError: there is none.
+    """
     ended: dict[Unit, dict[str, Row]] = {}
     for row in folder.rows():
         planned = PlannedEpisode.from_row(row)
         if row["status"] == "ok":
             ended.setdefault(planned.unit, {})[planned.arm] = row
-    most = max(map(len, ended.values()))
-    return {unit: rows for unit, rows in ended.items() if len(rows) == most}
+    arms = {planned.arm for planned in folder.plan()}
+    whole = {unit: rows for unit, rows in ended.items() if rows.keys() == arms}
+    if not whole:
+        raise ValueError(f"{folder.path} has no unit with an episode of each of {', '.join(sorted(arms))}")
+    if len(whole) < len(ended):
+        print(f"{len(ended) - len(whole)} units without an episode of every arm are left out")
+    return whole
 
 
 def at_triggers(settings: Settings, ended: Mapping[Unit, Mapping[str, Row]], vla: Any) -> Iterator[Twins]:
@@ -166,7 +177,9 @@ def choices(settings: Settings, twins: Sequence[Twins], arms: Sequence[str], sit
     return found
 
 
-def judged(ended: Mapping[Unit, Mapping[str, Row]], ways: Mapping[str, Mapping[Unit, str]]) -> pd.DataFrame:
+def judged(
+    ended: Mapping[Unit, Mapping[str, Row]], ways: Mapping[str, Mapping[Unit, str]], weight: float
+) -> pd.DataFrame:
     """Counts of successes, contacts and safe successes of all units under each way of choosing, and what changed."""
 
     def outcomes(chosen: Mapping[Unit, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -186,6 +199,7 @@ def judged(ended: Mapping[Unit, Mapping[str, Row]], ways: Mapping[str, Mapping[U
             "prevented": (contact & ~touches).sum(),
             "made": (touches & ~contact).sum(),
             "safe successes": (succeeds & ~touches).sum(),
+            "loss": (~succeeds).sum() + weight * touches.sum(),
         }
     return pd.DataFrame.from_dict(found, orient="index")
 

@@ -127,18 +127,15 @@ def beats(summary: Mapping[str, Any], beaten: Mapping[str, tuple[str, ...]]) -> 
     pairs = [(arm, placebo) for arm, placebos in beaten.items() for placebo in placebos]
     rows = [comparison(events, arm, placebo) for arm, placebo in pairs]
     acts = {arm: facts["edited_query_share"] for arm, facts in summary["arms"].items()}
+    adjusted = holm([row["p_mcnemar"] for row in rows])
     return [
         (
             f"{arm}: above {placebo}",
-            f"{row['better_here']}:{row['better_there']}, p {adjusted:.2g} (McNemar, Holm over {len(pairs)}), acting at "
-            f"{100 * acts[arm]:.1f} and {100 * acts[placebo]:.1f} % of the queries",
-            bool(
-                adjusted < SIGNIFICANT
-                and row["better_here"] > row["better_there"]
-                and acts[placebo] >= acts[arm] / 2 > 0
-            ),
+            f"{row['better_here']}:{row['better_there']}, p {p:.2g} (McNemar, Holm over {len(pairs)}), "
+            f"edits at {100 * acts[arm]:.1f} and {100 * acts[placebo]:.1f} % of the queries",
+            bool(p < SIGNIFICANT and row["better_here"] > row["better_there"] and acts[placebo] >= acts[arm] / 2 > 0),
         )
-        for (arm, placebo), row, adjusted in zip(pairs, rows, holm([r["p_mcnemar"] for r in rows]), strict=True)
+        for (arm, placebo), row, p in zip(pairs, rows, adjusted, strict=True)
     ]
 
 

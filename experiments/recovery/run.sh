@@ -86,6 +86,7 @@ twins() { evaluated twins twins contact 3000-3029 none; }
 choice() { recovery choice --run "$OUT/twins" --out "$OUT/choice"; }
 
 fitted() {
+  [ ! -e "$OUT/contact" ] || _stop "$OUT holds fits of its own, which would be lost: give another OUT"
   cp -r experiments/recovery/fitted/. "$OUT"
   sed -i "s|results/recovery/|$OUT/|" "$OUT/contact/gate.yaml" "$OUT/arms/chosen.yaml"
 }

@@ -46,7 +46,7 @@ class Command(PolicyOptions):
     generic-slow:factor=F, failsafe-style, mist:layer=L,size=S,steps=0+1, action-correction, random-direction, noise,
     reversed, wrong-dimension, sham-triggers:arm=mist,of=RUN (at random queries; at those of another arm with arm=noise,
     of=RUN,like=mist,exact=yes), learned:probe=FOLDER,mode=clamp (safe=FOLDER,mode=replace),
-    concept-neurons:neurons=2.17+3.40,value=V, steer:direction=FOLDER,coef=C; mist:wanted=shift,shift=dx:0.3+dz:-0.1
+    concept-neurons:neurons=2.17+3.40,value=V, steer:direction=FOLDER,coef=C; mist:wanted=shift,size=1,shift=dx:0.3
     always moves alike; chosen (in a file: among, a list of arms with benefit: FOLDER each) lets the most promising act.
     Most take when=always|fired|triggered; all but none name=NAME."""
 

@@ -189,7 +189,9 @@ def _dims(value: Any) -> tuple[str, ...]:
 
 
 def _amounts(value: Any) -> dict[str, float]:
-    pairs = value.items() if isinstance(value, Mapping) else [part.split(":") for part in value.split("+")]
+    pairs = list(value.items()) if isinstance(value, Mapping) else [part.split(":") for part in value.split("+")]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a dimension is named twice")
     return {str(name): float(amount) for name, amount in pairs}
 
 

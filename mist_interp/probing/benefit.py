@@ -71,7 +71,7 @@ class Benefit(OnHub):
         site_: the site.
         mean_, scale_, weights_: (width,) of the standardisation and of the regression.
         intercept_: (1,).
-        threshold_: what a prediction must exceed; infinity until `calibrate` has found one.
+        threshold_: what a prediction must exceed; infinity until `calibrate` has found one or `act_above` was told.
         alpha_, harmed_: what the threshold promises, and from how many spoilt units.
         trained_on_, calibrated_on_: start states that were fitted on, and behind the threshold.
         source_: counts and versions.
@@ -83,7 +83,7 @@ class Benefit(OnHub):
         self.site, self.tokens, self.pool = site, tokens, pool
 
     def fit(self, twins: Sequence[TwinGain], site: Site) -> Benefit:
-        """Fit on twins; an earlier fit is forgotten, and nothing is acted upon before `calibrate`.
+        """Fit on twins; an earlier fit is forgotten, and nothing is acted upon before `calibrate` or `act_above`.
 
         Args:
             twins: triggered units.

@@ -4,8 +4,8 @@ At the first query at which the gate is open each arm's `Benefit` says what acti
 arm with the largest expected gain, of those that their benefits allow, has the rest of the episode; if none is allowed
 the policy is left alone. What was expected of each stands in the log of that query.
 
-The promise of a conformal benefit is about one arm. Of several, each with alpha, it is that a unit that *every* arm
-would spoil is acted upon with a probability of at most the sum of their alphas.
+A conformal benefit promises something of one arm: of the units that it would spoil, at most a share alpha is acted
+upon. Of several it follows that the arm that acts spoils at most a share of the sum of their alphas of all units.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ With `exact` nothing is drawn: the arm acts at the very queries at which the oth
 as long as the other's were. A placebo that follows the gate instead acts at fewer of them once it has left the other
 arm's path. Yoked to an arm that waits for the trigger it waits as well.
 
+A choice among arms (`chosen`) is made anew, by heads that know triggers alone: at a random query it may be another
+edit, or none, so such a sham acts a little less often.
+
 Which dimensions are flagged at a random time is the detector's business: if none is, the one nearest to
 its alarm.
 """

@@ -133,6 +133,7 @@ def test_every_mandatory_arm_of_a_main_table_has_a_name_of_its_own() -> None:
         ("mist:wanted=shift,shift=dxx:1", "did you mean 'dx'"),
         ("mist:wanted=shift,shift=dx:inf", "finite numbers"),
         ("mist:wanted=shift,shift=dx", "does not work"),
+        ("mist:wanted=shift,shift=dx:1+dx:2", "named twice"),
         ("mist:when=fird", "did you mean 'fired'"),
         ("mist:gains=2+3", "around 1"),
         ("generic-slow:factor=2", "from 0 to 1"),

@@ -172,7 +172,7 @@ def test_what_is_fitted_on_calibrated_on_chosen_on_and_judged_on_are_different_s
 
 
 def outcomes(counts: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
-    """60 units per arm, so many with a contact and so many that succeed; every arm but `none` acts at 2 of 10 queries."""
+    """60 units per arm, so many with a contact and so many that succeed; all arms but `none` edit 2 of 10 queries."""
     return [
         twin(
             name,
@@ -284,12 +284,13 @@ def test_a_choice_is_judged_by_what_happened_and_made_by_heads_of_other_start_st
     calm = Unit("libero_spatial", 9, 0)
     ended[calm] = {name: {"success": False, "collision_1n": True} for name in names}
     ways = choice.choices(choice.Settings(), twins, names[1:], Site("blocks.2.hook_resid_post"))
-    table = choice.judged(ended, ways)
+    table = choice.judged(ended, ways, 0.9)
     best = len(ended) - 1
-    assert table.loc["none"].tolist() == [0, best, 0, 0, best + 1, 0, 0, 0]
+    assert table.loc["none"].tolist() == [0, best, 0, 0, best + 1, 0, 0, 0, pytest.approx(1 + 0.9 * (best + 1))]
     assert table.loc["best in hindsight", ["successes", "safe successes", "contacts"]].tolist() == [best, best, 1]
     assert table.loc["chosen", "safe successes"] >= 0.8 * best and table.loc["chosen", "spoilt"] <= 0.2 * best
     assert table.loc["chosen by the task", "safe successes"] <= 0.7 * best
+    assert table["loss"].idxmin() == "best in hindsight"
     assert table.loc["up", "spoilt"] == sum(one.row[0] <= 0 for one in twins) and table.loc["up", "made"] == 0
 
 
