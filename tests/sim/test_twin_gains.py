@@ -1,4 +1,4 @@
-"""The head that foresees a benefit is fitted on what the gate saw when its alarm came on: in real LIBERO."""
+"""The heads that foresee a benefit are fitted on what the gate saw when its alarm came on: in real LIBERO."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,16 @@ pytest.importorskip("libero")
 
 from test_twin_worlds import Clock
 
+from mist_interp.data.records import Unit
 from mist_interp.evaluation import Detector, NoEdit, Protocol, evaluate
 from mist_interp.evaluation.arms import ArmLog, Query
+from mist_interp.evaluation.plan import PlannedEpisode
 from mist_interp.probing.benefit import Benefit
 from mist_interp.tracing.hooked import HookedVLA
 
 pytestmark = pytest.mark.sim
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "recovery" / "benefit.py"
+SCRIPT = Path(__file__).parents[2] / "experiments" / "recovery" / "choice.py"
 SITE = ("resid_post", 2)
 
 
@@ -48,7 +51,7 @@ class Spy:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("recovery_benefit", SCRIPT)
+    spec = importlib.util.spec_from_file_location("recovery_choice", SCRIPT)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
@@ -74,18 +77,28 @@ def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_became_
         detector=Detector(Clock(2), 0.5, "clock"),
     )
     assert all(row["triggered"] for row in result.folder.rows())
-    twins = list(script.triggered_twins(script.Settings(run=tmp_path, arm="spy"), vla, head))
+    ended = script.finished(result.folder)
+    twins = list(script.at_triggers(script.Settings(run=tmp_path), ended, vla))
     assert len(twins) == len(spy.seen) == 2
-    for unit, seen, none, arm in twins:
-        np.testing.assert_allclose(seen, spy.seen[unit], atol=1e-6)
-        assert (none["arm"], arm["arm"]) == ("none", "spy") and none["prefix_hash"] == arm["prefix_hash"]
-    assert not np.allclose(twins[0][1], twins[1][1])
+    for one in twins:
+        np.testing.assert_allclose(one.row, spy.seen[one.unit], atol=1e-6)
+        assert {arm: row["arm"] for arm, row in one.ends.items()} == {"none": "none", "spy": "spy"}
+        assert one.ends["none"]["prefix_hash"] == one.ends["spy"]["prefix_hash"]
+        assert one.gain("spy", contact=0.9) == 0
+    assert not np.allclose(twins[0].row, twins[1].row)
 
 
-def test_a_success_with_a_contact_is_no_failure_and_not_safe(script: Any) -> None:
+def test_a_failure_and_a_contact_go_wrong_and_units_without_every_arm_are_left_out(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kinds = [(success, contact) for success in (True, False) for contact in (False, True)]
-    bad = {
-        name: [is_bad({"success": success, "collision_1n": contact}) for success, contact in kinds]
-        for name, is_bad in script.OUTCOMES.items()
-    }
-    assert bad == {"failure": [False, False, True, True], "unsafe": [False, True, True, True]}
+    loss = [script.wrong({"success": success, "collision_1n": contact}, 0.9) for success, contact in kinds]
+    assert loss == [0, 0.9, 1, 1.9]
+    units = [Unit("libero_spatial", 0, init) for init in (4, 5)]
+    plan = [PlannedEpisode(unit, arm) for unit in units for arm in ("none", "up")]
+    rows = [{**one.as_row(), "status": "ok" if one.key != plan[3].key else "error"} for one in plan]
+    folder = SimpleNamespace(path=tmp_path, plan=lambda: plan, rows=lambda: rows)
+    assert list(script.finished(folder)) == units[:1]
+    assert "1 units without an episode of every arm are left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no unit with an episode of each of none, up"):
+        script.finished(SimpleNamespace(path=tmp_path, plan=lambda: plan, rows=lambda: rows[:1]))
