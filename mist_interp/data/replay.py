@@ -3,7 +3,8 @@
 The simulator is deterministic and the record holds every action that drove it, so an episode can be run again, bit for
 bit, to see what was not written down: an older layout lacks allowed contacts, a picture was not kept, and an audit
 asks what would have happened without one dimension. The state's hash is compared at every query; a replay that leaves
-the recorded states (another version of the simulator) is an error and never a result.
+the recorded states (another version of the simulator, or a processor that rounds otherwise) is an error and never a
+result.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import yaml
 from mist_interp.core.names import Site
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arm_texts import parse_arm
+from mist_interp.evaluation.folder import rows_of_table
 from mist_interp.evaluation.gate_files import read_gate
 from mist_interp.evaluation.summary import summarize
 from mist_interp.probing import Deviation
@@ -189,6 +190,7 @@ def outcomes(counts: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
 
 FREE, STRONG = "mist-free", "mist-strong"
 PLACEBOS = ("random-direction-free-yoked", "wrong-dimension-free-yoked", "sham-triggers-free")
+CARD = Path("mist_interp") / "models" / "mini" / "README.md"
 CHOSEN = "mist-chosen"
 CHOICE_PLACEBOS = ("random-direction-chosen-yoked", "wrong-dimension-chosen-yoked", "sham-triggers-chosen")
 STRONG_PLACEBOS = ("random-direction-strong-yoked", "wrong-dimension-strong-yoked")
@@ -305,3 +307,18 @@ def test_nothing_is_chosen_where_less_is_expected_than_the_limit(script: Any) ->
     for limit, acted in ((0.0, 12), (1.0, 0)):
         way = choice.choices(choice.Settings(limit=limit), twins, ("up",), site)["best in hindsight"]
         assert sum(arm == "up" for arm in way.values()) == acted
+
+
+def test_what_the_card_says_of_the_choice_follows_from_the_rows_that_are_shipped(script: Any) -> None:
+    rows = pd.DataFrame(rows_of_table(pd.read_parquet(SCRIPTS / "fitted" / "chosen.parquet")))
+    names = list(dict.fromkeys(rows["arm"]))
+    summary = summarize(rows, names, placebos=names[2:], draws=500)
+    table = script("confirm").of_the_choice(summary).set_index("claim")
+    assert list(table["held"]) == [True, True, True, False, True, True, True]
+    beaten = table["found"][table.index.str.contains("yoked|sham")]
+    assert [found.partition(",")[0] for found in beaten] == ["16:0", "14:0", "11:2"]
+    shown = [" ".join(cell.split()) for cell in (SCRIPTS.parents[1] / CARD).read_text().split("|")]
+    for counts in ("8 saved, 3 spoilt", "17 of 49", "16 units to 0", "14 to 0", "11 to 2"):
+        assert any(counts in cell for cell in shown)
+    sums = rows.groupby("arm")[["success", "collision_1n"]].sum()
+    assert sums.loc["none"].tolist() == [172, 54] and sums.loc["mist-chosen"].tolist() == [177, 37]
