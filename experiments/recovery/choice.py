@@ -5,8 +5,8 @@ to its trigger again by replaying what was executed, and reads there what the ch
 episode is counted: a failure, and a contact. A head per edit (`Benefit`) learns how much less of it there is.
 
 Prints what a choice by heads that were fitted on other start states would have made of these units, beside each edit
-alone, a choice by the task alone, and the best choice in hindsight: `loss` is what is minimised, and no choice has less
-of it than that. As all twins have been run these are counts of what happened. The heads' weights are of other start
+alone, a choice by the task alone, and the best choice in hindsight: no choice has less `loss` than that, but for gains
+below the limit. As all twins have been run these are counts of what happened. The heads' weights are of other start
 states, `--contact` and `--limit` are not if they were set by looking at this table: fresh units judge (`confirm.py`).
 Writes the heads of all units, and choice.csv.
 
@@ -79,10 +79,10 @@ class Twins:
 def main(settings: Settings) -> None:
     """Read, choose, judge, fit, write."""
     torch.set_num_threads(1)
-    vla = HookedVLA.from_pretrained("mini")
-    ended = finished(ResultsFolder(settings.run))
-    arms = [arm for arm in dict.fromkeys(one.arm for one in ResultsFolder(settings.run).plan()) if arm != REFERENCE_ARM]
-    twins = list(at_triggers(settings, ended, vla))
+    vla, folder = HookedVLA.from_pretrained("mini"), ResultsFolder(settings.run)
+    ended = finished(folder)
+    arms = [arm for arm in next(iter(ended.values())) if arm != REFERENCE_ARM]
+    twins = list(at_triggers(folder, ended, vla, Benefit(("resid_post", settings.layer))))
     site = vla.site(("resid_post", settings.layer))
     table = judged(ended, choices(settings, twins, arms, site), settings.contact)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def main(settings: Settings) -> None:
 
 
 def finished(folder: ResultsFolder) -> dict[Unit, dict[str, Row]]:
-    """The units that have a row of every arm, and their rows.
+    """The units that have a row of every arm, and their rows in the plan's order of arms.
 
     Raises:
         ValueError: there is none.
@@ -105,8 +105,8 @@ def finished(folder: ResultsFolder) -> dict[Unit, dict[str, Row]]:
         planned = PlannedEpisode.from_row(row)
         if row["status"] == "ok":
             ended.setdefault(planned.unit, {})[planned.arm] = row
-    arms = {planned.arm for planned in folder.plan()}
-    whole = {unit: rows for unit, rows in ended.items() if rows.keys() == arms}
+    arms = dict.fromkeys(planned.arm for planned in folder.plan())
+    whole = {unit: {arm: rows[arm] for arm in arms} for unit, rows in ended.items() if rows.keys() == arms.keys()}
     if not whole:
         raise ValueError(f"{folder.path} has no unit with an episode of each of {', '.join(sorted(arms))}")
     if len(whole) < len(ended):
@@ -114,13 +114,14 @@ def finished(folder: ResultsFolder) -> dict[Unit, dict[str, Row]]:
     return whole
 
 
-def at_triggers(settings: Settings, ended: Mapping[Unit, Mapping[str, Row]], vla: Any) -> Iterator[Twins]:
+def at_triggers(
+    folder: ResultsFolder, ended: Mapping[Unit, Mapping[str, Row]], vla: Any, head: Benefit
+) -> Iterator[Twins]:
     """Every triggered unit with what a head reads at its trigger.
 
     Raises:
         ValueError: a replay leaves the recorded states, or the policy answers otherwise than it did.
     """
-    folder, head = ResultsFolder(settings.run), Benefit(("resid_post", settings.layer))
     render = {key: folder.config()["settings"][key] for key in ("profile", "resolution")}
     pool = None
     for unit, rows in sorted(ended.items(), key=lambda item: (item[0].task, item[0].key)):

@@ -2,7 +2,9 @@
 
 The claims below, their arms and their units (drawn start states of ten tasks, undisturbed: 1000 to 1039 for the edits,
 4000 to 4019 for the choice among edits) were written down and committed before the first of these units ran; the rows
-carry that commit. Nothing is chosen on them. The tests against placebos are of contacts after the trigger (exact
+carry that commit. Nothing is chosen on them. Of the choice three things were changed while it ran, before outcomes were
+compared: 4020 to 4029 were left out for time, the placebo of other dimensions was mended and run anew, and a placebo
+that hardly acts is no longer beaten. The tests against placebos are of contacts after the trigger (exact
 McNemar on the units in which `none` has one) and corrected after Holm over the claims of one kind, not over all pairs
 of arms as a report does.
 
@@ -16,7 +18,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,8 +36,6 @@ KEPT = 0.05  # share of the units by which successes may be fewer, at the worse 
 BEATEN = {
     "mist-free": ("random-direction-free-yoked", "wrong-dimension-free-yoked", "sham-triggers-free"),
     "mist-strong": ("random-direction-strong-yoked", "wrong-dimension-strong-yoked"),
-}
-CHOICE_BEATS = {
     "mist-chosen": ("random-direction-chosen-yoked", "wrong-dimension-chosen-yoked", "sham-triggers-chosen"),
 }
 
@@ -73,15 +73,16 @@ def main(settings: Settings) -> None:
 
 def of_edits(summary: Mapping[str, Any]) -> pd.DataFrame:
     """A row per claim: what was claimed, what was found, whether it held."""
-    rows = [fewer_contacts(summary, "mist-free"), *kept(summary, "mist-free"), recovers(summary, "mist-strong")]
-    return pd.DataFrame([*rows, *beats(summary, BEATEN)], columns=["claim", "found", "held"])
+    free, strong = "mist-free", "mist-strong"
+    rows = [fewer_contacts(summary, free), kept(summary, free), safer(summary, free), recovers(summary, strong)]
+    return pd.DataFrame([*rows, *beats(summary, (free, strong))], columns=["claim", "found", "held"])
 
 
 def of_the_choice(summary: Mapping[str, Any]) -> pd.DataFrame:
     """Likewise, all of one arm."""
     arm = "mist-chosen"
-    rows = [fewer_contacts(summary, arm), not_worse(summary, arm), kept(summary, arm)[1], recovers(summary, arm)]
-    return pd.DataFrame([*rows, *beats(summary, CHOICE_BEATS)], columns=["claim", "found", "held"])
+    rows = [fewer_contacts(summary, arm), not_worse(summary, arm), safer(summary, arm), recovers(summary, arm)]
+    return pd.DataFrame([*rows, *beats(summary, (arm,))], columns=["claim", "found", "held"])
 
 
 def fewer_contacts(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
@@ -94,23 +95,29 @@ def fewer_contacts(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool
     return f"{arm}: contacts of 1 N down by {FEWER_CONTACTS:.0%}, interval below 0", found, bool(held)
 
 
-def kept(summary: Mapping[str, Any], arm: str) -> list[tuple[str, str, bool]]:
-    """The successes are not fewer as far as can be told, and the safe ones are more."""
-    row = comparison(summary["comparisons"], arm, "none", metric="success_rate")
-    found = f"{points(row['difference'])}, {row['only_arm']} saved, {row['only_reference']} spoilt"
-    safe = [summary["arms"][name]["metrics"]["safe_success_rate"]["value"] for name in ("none", arm)]
-    return [
-        (f"{arm}: success rate kept, interval reaches 0", found, bool(row["difference"]["high"] >= 0)),
-        (f"{arm}: more safe successes", f"{100 * safe[0]:.1f} % to {100 * safe[1]:.1f} %", bool(safe[1] > safe[0])),
-    ]
+def kept(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
+    """The successes are not fewer as far as can be told."""
+    difference, found = successes(summary, arm)
+    return f"{arm}: success rate kept, interval reaches 0", found, bool(difference["high"] >= 0)
 
 
 def not_worse(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
     """The successes are as many or more, and a loss of 5 points is ruled out."""
-    row = comparison(summary["comparisons"], arm, "none", metric="success_rate")
-    found = f"{points(row['difference'])}, {row['only_arm']} saved, {row['only_reference']} spoilt"
-    held = row["difference"]["value"] >= 0 and row["difference"]["low"] > -KEPT
+    difference, found = successes(summary, arm)
+    held = difference["value"] >= 0 and difference["low"] > -KEPT
     return f"{arm}: success rate as high or higher, interval above {-100 * KEPT:.0f} points", found, bool(held)
+
+
+def successes(summary: Mapping[str, Any], arm: str) -> tuple[Mapping[str, float], str]:
+    """How the success rate differs from that of `none`."""
+    row = comparison(summary["comparisons"], arm, "none", metric="success_rate")
+    return row["difference"], f"{points(row['difference'])}, {row['only_arm']} saved, {row['only_reference']} spoilt"
+
+
+def safer(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
+    """More successes without a contact."""
+    safe = [summary["arms"][name]["metrics"]["safe_success_rate"]["value"] for name in ("none", arm)]
+    return f"{arm}: more safe successes", f"{100 * safe[0]:.1f} % to {100 * safe[1]:.1f} %", bool(safe[1] > safe[0])
 
 
 def recovers(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
@@ -121,10 +128,10 @@ def recovers(summary: Mapping[str, Any], arm: str) -> tuple[str, str, bool]:
     return f"{arm}: causal RR above {RECOVERED}", found, bool(rate["value"] is not None and rate["value"] > RECOVERED)
 
 
-def beats(summary: Mapping[str, Any], beaten: Mapping[str, tuple[str, ...]]) -> list[tuple[str, str, bool]]:
+def beats(summary: Mapping[str, Any], arms: Sequence[str]) -> list[tuple[str, str, bool]]:
     """More contacts prevented than by each placebo, which must have acted at half as many of its queries at least."""
     events = [row for row in summary["twins"]["comparisons"] if row["outcome"] == "event"]
-    pairs = [(arm, placebo) for arm, placebos in beaten.items() for placebo in placebos]
+    pairs = [(arm, placebo) for arm in arms for placebo in BEATEN[arm]]
     rows = [comparison(events, arm, placebo) for arm, placebo in pairs]
     acts = {arm: facts["edited_query_share"] for arm, facts in summary["arms"].items()}
     adjusted = holm([row["p_mcnemar"] for row in rows])

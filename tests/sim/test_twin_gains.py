@@ -78,7 +78,7 @@ def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_became_
     )
     assert all(row["triggered"] for row in result.folder.rows())
     ended = script.finished(result.folder)
-    twins = list(script.at_triggers(script.Settings(run=tmp_path), ended, vla))
+    twins = list(script.at_triggers(result.folder, ended, vla, head))
     assert len(twins) == len(spy.seen) == 2
     for one in twins:
         np.testing.assert_allclose(one.row, spy.seen[one.unit], atol=1e-6)

@@ -14,17 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import SiteKey
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms.activations import NoEdit
-from mist_interp.evaluation.arms.protocol import Arm, ArmLog, Query
+from mist_interp.evaluation.arms.protocol import Arm, ArmLog, Query, clean_cache
 from mist_interp.evaluation.gate import BenefitSource
-
-NOBODY = "none"
+from mist_interp.evaluation.plan import REFERENCE_ARM
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Chosen:
 
     def __post_init__(self) -> None:
         names = [arm.name for arm, _ in self.among]
-        if not names or len({*names, NOBODY}) <= len(names):
+        if not names or len({*names, REFERENCE_ARM}) <= len(names):
             raise ValueError(f"arm {self.name!r} chooses among arms of different names, none of them 'none': {names}")
         early = [arm.name for arm, _ in self.among if not arm.gated]
         if early:
@@ -78,18 +75,15 @@ class Chosen:
         if query.fired and "choice" not in query.memory:
             told = query.memory["choice"] = self.choice(vla, inputs, query)
             query.memory["inner"] = {}
-        chosen = query.memory.get("choice", {}).get("chosen", NOBODY)
+        chosen = query.memory.get("choice", {}).get("chosen", REFERENCE_ARM)
         arm = next((arm for arm, _ in self.among if arm.name == chosen), NoEdit())
         chunk, log = arm.act(vla, inputs, replace(query, memory=query.memory.get("inner", {})))
         return chunk, ArmLog(self.name if log.edit else "", log.edit_norm, {**log.details, **told})
 
     def choice(self, vla: Any, inputs: PolicyInputs, query: Query) -> dict[str, Any]:
         """Whose turn it is, and what was expected of each."""
-        cache = query.cache
-        if cache is None or any(vla.site(site) not in cache for site in self.sites):
-            with torch.no_grad():
-                _, cache = vla.run_with_cache(inputs, names=list(self.sites))
+        cache = clean_cache(vla, inputs, query, self.sites)
         gains = {arm.name: benefit.of(cache) for arm, benefit in self.among}
         allowed = {arm.name: gains[arm.name] for arm, benefit in self.among if benefit.allows(gains[arm.name])}
-        chosen = max(allowed, key=lambda name: allowed[name]) if allowed else NOBODY
+        chosen = max(allowed, key=lambda name: allowed[name]) if allowed else REFERENCE_ARM
         return {"chosen": chosen, "expected": {name: float(f"{gain:.6g}") for name, gain in gains.items()}}

@@ -37,7 +37,7 @@ from mist_interp.core.inputs import PolicyInputs
 from mist_interp.core.names import SiteKey
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arms.motion import action_scale, chunk_of
-from mist_interp.evaluation.arms.protocol import ArmLog, Query, check_when, clean_answer, is_live
+from mist_interp.evaluation.arms.protocol import ArmLog, Query, check_when, clean_answer, clean_cache, is_live
 from mist_interp.probing.deviation import Deviation
 from mist_interp.steering.correction import (
     Correctable,
@@ -208,10 +208,7 @@ class Mist:
         rest = query.memory.get("rest")
         if rest is None or rest.vla is not vla:
             rest = query.memory["rest"] = RestOfForward(vla, self.site)
-        cache = query.cache
-        if cache is None or any(vla.site(site) not in cache for site in self.sites):
-            with torch.no_grad():
-                _, cache = vla.run_with_cache(inputs, names=list(self.sites))
+        cache = clean_cache(vla, inputs, query, self.sites)
         dims = ACTION_NAMES if self.hold or self.placebo == "wrong-dimension" else flagged
         steps = chunk_steps(vla, self.steps)
         return rest, correctable(rest, inputs, cache[rest.after], steps, self.segments, dims), cache

@@ -21,6 +21,7 @@ import torch
 from mist_interp.core.actions import ActionChunk
 from mist_interp.core.errors import UnknownName
 from mist_interp.core.inputs import PolicyInputs
+from mist_interp.core.names import SiteKey
 from mist_interp.data.records import Unit
 from mist_interp.tracing.interventions import Intervention
 
@@ -133,6 +134,15 @@ def clean_answer(vla: Any, inputs: PolicyInputs, query: Query) -> ActionChunk:
     with torch.no_grad():
         chunk: ActionChunk = vla(inputs)
     return chunk
+
+
+def clean_cache(vla: Any, inputs: PolicyInputs, query: Query, sites: Sequence[SiteKey]) -> Any:
+    """Activations of the untouched pass at these sites: the detector's pass, or a forward pass of its own."""
+    if query.cache is not None and all(vla.site(site) in query.cache for site in sites):
+        return query.cache
+    with torch.no_grad():
+        _, cache = vla.run_with_cache(inputs, names=list(sites))
+    return cache
 
 
 def edited(vla: Any, inputs: PolicyInputs, edits: Sequence[Intervention], name: str) -> tuple[ActionChunk, ArmLog]:

@@ -34,24 +34,12 @@ from mist_interp.evaluation.arms import (
 )
 from mist_interp.evaluation.arms.motion import action_scale
 from mist_interp.evaluation.folder import ResultsFolder
-from mist_interp.models.random import random_policy
 from mist_interp.probing.deviation import Deviation
 from mist_interp.steering.direction import SIGMA, STATE, SteeringDirection
-from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.hooked import HookedVLA
 
 UNIT = Unit("libero_spatial", 0, 0)
 DIM = {name: place for place, name in enumerate(ACTION_NAMES)}
-
-
-@pytest.fixture(scope="module")
-def vla() -> HookedVLA:
-    return HookedVLA(random_policy(0).requires_grad_(False))
-
-
-@pytest.fixture(scope="module")
-def inputs(vla: HookedVLA) -> PolicyInputs:
-    return noise_inputs(vla)[0]
 
 
 @pytest.fixture(scope="module")

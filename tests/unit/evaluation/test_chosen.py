@@ -14,9 +14,7 @@ from mist_interp.core.names import Site
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arm_texts import parse_arms
 from mist_interp.evaluation.arms import Chosen, Mist, Query, ShamTriggers
-from mist_interp.models.random import random_policy
 from mist_interp.probing.benefit import Benefit, TwinGain
-from mist_interp.tracing.checks import noise_inputs
 from mist_interp.tracing.hooked import HookedVLA
 
 UNIT = Unit("libero_spatial", 0, 0)
@@ -43,16 +41,6 @@ class Expected:
 
     def check_units(self, units: Any) -> None:
         raise ValueError("taught the benefit")
-
-
-@pytest.fixture(scope="module")
-def vla() -> HookedVLA:
-    return HookedVLA(random_policy(0).requires_grad_(False))
-
-
-@pytest.fixture(scope="module")
-def inputs(vla: HookedVLA) -> PolicyInputs:
-    return noise_inputs(vla)[0]
 
 
 def query(index: int, fired: bool, memory: dict[str, Any]) -> Query:

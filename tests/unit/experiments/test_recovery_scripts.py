@@ -79,7 +79,7 @@ def test_the_choice_is_among_all_edits_and_its_placebos_choose_alike(script: Any
         head.save(tmp_path / "choice" / name)
     made = {arm.name: arm for arm in map(parse_arm, arms.chosen(settings))}
     yoked = [f"{kind}-chosen-yoked" for kind in ("random-direction", "wrong-dimension")]
-    asked = script("confirm").CHOICE_BEATS["mist-chosen"]
+    asked = script("confirm").BEATEN["mist-chosen"]
     assert list(made) == ["none", "mist-chosen", "action-correction-chosen", "sham-triggers-chosen", *yoked]
     assert set(asked) == {*yoked, "sham-triggers-chosen"}
     for name, arm in made.items():
