@@ -21,8 +21,9 @@ check() {
 check "ruff check" "$BIN/ruff" check .
 check "ruff format" "$BIN/ruff" format --check .
 check "mypy" "$BIN/mypy"
-# It takes about 16 minutes of one core; a suite that hangs ends as an error, not as silence.
-check "pytest" timeout --kill-after=30 "${PYTEST_SECONDS:-1440}" "$BIN/python" -m pytest --durations=15 "$@"
+# Two processes, each with whole files, the long ones of tests/sim first. A suite that hangs ends as an error, not as silence.
+check "pytest" timeout --kill-after=30 "${PYTEST_SECONDS:-1500}" "$BIN/python" -m pytest \
+  --numprocesses "${PROCESSES:-2}" --dist loadfile --no-loadscope-reorder --durations=15 "$@"
 
 if [ ${#FAILED[@]} -gt 0 ]; then
   printf '\nfailed: %s\n' "$(printf '%s, ' "${FAILED[@]}" | sed 's/, $//')" >&2
