@@ -3,15 +3,17 @@
 Writes lists that `mist eval --arms` reads:
 
     main        the arm under test beside its placebos and rivals; edit: that arm alone
-    ablations   one thing changed at a time; free: edits that hold no other dimension. Both for the validation split
+    ablations   one thing changed at a time; free: edits that hold no other dimension; gated: what is tried behind other
+                gates; adapting: edits whose strength follows what they do. All for the validation split
     confirm     what is asked again on fresh start states; pushed: under a disturbance
     twins       `none` and the edits of which heads learn where each of them helps
     chosen      the choice among these edits by those heads, and its placebos
     learned     an edit that aims at what an expert would do, and its placebos
 
-Gates that let go, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then leaves the robot to the
-policy for P. Also made here, from training start states only: the direction of success (difference of means), probes of
-other tokens, the means of safe states, and the neurons that move dz most.
+Gates with the same alarm and other rules, for `--detector`: `gates/retry-L-P/` opens for at most L queries and then
+leaves the robot to the policy for P; `gates/once/` opens once per episode, and `gates/release/` stays open until the
+risk is well below the limit. Also made here, from training start states only: the direction of success (difference of
+means), probes of other tokens, the means of safe states, and the neurons that move dz most.
 
     python experiments/recovery/arms.py --rollouts runs/study/mini --out results/recovery
 """
@@ -42,8 +44,13 @@ from mist_interp.steering import SteeringDirection
 
 PLACEBOS = ("random-direction", "reversed", "wrong-dimension", "noise")
 TOKENS = ("action_read", "vision", "proprio")
-# Queries under the edit and then without it.
-RETRIES = ((2, 3), (4, 6))
+# Rules of a gate that are tried beside the plain one; longest and pause: queries under the edit and then without it.
+RULES = {
+    "retry-2-3": {"longest": 2, "pause": 3},
+    "retry-4-6": {"longest": 4, "pause": 6},
+    "once": {"max_interventions": 1},
+    "release": {"release": 0.2},
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ def main(settings: Settings) -> None:
         "edit": ["none", edit(settings)],
         "ablations": ablations(settings, folder),
         "free": free(settings),
+        "gated": gated(settings),
+        "adapting": adapting(settings),
         "pushed": disturbed(settings),
         "confirm": confirmed(settings),
         "twins": ["none", *candidates(settings)],
@@ -92,10 +101,10 @@ def main(settings: Settings) -> None:
         "learned": learned(settings),
     }
     gate = yaml.safe_load((settings.out / "contact" / "gate.yaml").read_text())
-    for longest, pause in RETRIES:
-        path = settings.out / "gates" / f"retry-{longest}-{pause}" / "gate.yaml"
+    for name, rules in RULES.items():
+        path = settings.out / "gates" / name / "gate.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({**gate, "longest": longest, "pause": pause}, sort_keys=False))
+        path.write_text(yaml.safe_dump({**gate, **rules}, sort_keys=False))
     for name, arms in lists.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
         print(f"{name}: {', '.join(arm if isinstance(arm, str) else arm.get('name', arm['kind']) for arm in arms)}")
@@ -250,6 +259,18 @@ def free(settings: Settings) -> list[Any]:
         {**edit(settings), "size": 1.0, "name": "held-1.0"},
         "failsafe-style",
     ]
+
+
+def gated(settings: Settings) -> list[Any]:
+    """Edits of three strengths."""
+    strong = {**edit(settings), "size": 5 * settings.size, "name": "mist-strong"}
+    return ["none", edit(settings), {**freed(settings), "name": "mist-free"}, strong]
+
+
+def adapting(settings: Settings) -> list[Any]:
+    """The same, and those whose strength follows the effect that is measured."""
+    plain = gated(settings)
+    return plain + [{**arm, "adapt": True, "name": f"{arm.get('name', arm['kind'])}-adapting"} for arm in plain[1:]]
 
 
 def learned(settings: Settings) -> list[Any]:

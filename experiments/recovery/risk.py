@@ -63,6 +63,9 @@ class Settings:
     joint: str = "split"
     """How several dimensions share it: max or split."""
 
+    over_time: bool = False
+    """A limit per query instead of one: half of the calm episodes give its course, the others how far above it is."""
+
 
 def main(settings: Settings) -> None:
     """Fit, calibrate, judge, write."""
@@ -74,7 +77,10 @@ def main(settings: Settings) -> None:
     calm = part(store, settings.calibrate, ("none",))
     places = [settings.dims.index(name) for name in settings.alarm_on]
     scored = ScoredEpisodes.of(calm, probe.predict_proba(calm)[:, places], settings.alarm_on, FORCE).safe()
-    alarm = ConformalAlarm.calibrate(scored, settings.alpha, trained_on=probe.trained_on_, joint=settings.joint)
+    band, scored = scored.halves() if settings.over_time else (None, scored)
+    alarm = ConformalAlarm.calibrate(
+        scored, settings.alpha, trained_on=probe.trained_on_, joint=settings.joint, band=band
+    )
     alarm.save(settings.out / "alarm")
     gate = {"risk": str(settings.out / "risk"), "alarm": str(settings.out / "alarm")}
     (settings.out / "gate.yaml").write_text(yaml.safe_dump(gate, sort_keys=False))

@@ -2,12 +2,13 @@
 # Does steering help? The study of interventions on mini, one command. Every stage goes on where it was cut.
 #   bash experiments/recovery/run.sh              stages risk arms ablations main report
 #   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons free main report
-#                                                 confirm pushed sanity twins choice fitted chosen
+#                                                 gates confirm pushed sanity twins choice fitted chosen
 #                                                 advise deviation tutor learned
 #
 #   risk       what opens the gate: the risk of a contact, and its alarm
 #   ablations  one thing changed at a time, on the start states that choose; horizons: gates that look less or more far
 #   free       edits that hold no other dimension, likewise, behind the gate and behind gates that let go
+#   gates      the edits behind gates that look at more dimensions, at the time, or act less often
 #   main       all arms, on start states that serve nothing else; report: page, tables, figure; pushed: some of them
 #              while the robot is being pushed
 #   confirm    claims that were written down before, on start states that are drawn for it
@@ -58,6 +59,17 @@ free() {
   local gate
   evaluated free free contact 20-24 "$BOTH"
   for gate in 2-3 4-6; do evaluated "free-$gate" free "gates/retry-$gate" 20-24 "$BOTH"; done
+}
+
+gates() {
+  local gate
+  recovery risk --rollouts "$RUN/mini" --out "$OUT/contact-three" --alarm-on dx dy dz
+  recovery risk --rollouts "$RUN/mini" --out "$OUT/contact-joint" --alarm-on dx dy dz --joint max
+  recovery risk --rollouts "$RUN/mini" --out "$OUT/contact-time" --over-time
+  evaluated gated/contact adapting contact 20-24 "$BOTH"
+  for gate in contact-three contact-joint contact-time gates/release gates/once; do
+    evaluated "gated/${gate#*/}" gated "$gate" 20-24 "$BOTH"
+  done
 }
 
 main() { evaluated main main contact "$INITS" "$DISTURBED" --full-horizon; }
@@ -118,8 +130,8 @@ learned() {
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    risk | arms | ablations | horizons | free | main | report | confirm | pushed | sanity | twins | choice | fitted | chosen | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free confirm pushed sanity twins choice fitted chosen advise deviation tutor learned" ;;
+    risk | arms | ablations | horizons | free | gates | main | report | confirm | pushed | sanity | twins | choice | fitted | chosen | advise | deviation | tutor | learned) ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free gates confirm pushed sanity twins choice fitted chosen advise deviation tutor learned" ;;
   esac
   _say "$stage"
   $stage

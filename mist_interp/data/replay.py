@@ -180,5 +180,6 @@ def _check(env: Environment, episode: EpisodeRecord, index: int) -> None:
     if recorded and env.state_hash() != recorded:
         raise ReplayDiffers(
             f"the replay of {episode.key} leaves the recorded states at query {index}; it was recorded with "
-            f"MuJoCo {dict(episode.provenance).get('mujoco', '(unknown version)')}"
+            f"MuJoCo {dict(episode.provenance).get('mujoco', '(unknown version)')}. States repeat bit for bit with "
+            "that version and on a processor that rounds alike: replay where it was recorded, or record it here again"
         )

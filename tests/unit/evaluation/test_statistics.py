@@ -82,6 +82,8 @@ def test_resampling_keeps_units_whole_and_tasks_as_drawn() -> None:
     free = resampled_sums(columns, tasks, draws=3000)
     assert len(np.unique(free[:, 0])) > 3
     assert free.mean(axis=0) == pytest.approx([9, 432], rel=0.05)
+    assert (resampled_sums(columns, tasks, draws=3000) == free).all()
+    assert (resampled_sums(columns, tasks, draws=3000, seed=1) != free).any()
 
 
 @settings(max_examples=30, deadline=None)

@@ -19,7 +19,7 @@ from mist_interp.core.names import Site
 from mist_interp.data.records import Unit
 from mist_interp.evaluation.arm_texts import parse_arm
 from mist_interp.evaluation.folder import rows_of_table
-from mist_interp.evaluation.gate_files import read_gate
+from mist_interp.evaluation.gate_files import make_gate, read_gate
 from mist_interp.evaluation.summary import summarize
 from mist_interp.probing import Deviation
 from mist_interp.probing.benefit import Benefit, TwinGain
@@ -55,8 +55,9 @@ def test_every_arm_of_the_lists_can_be_made_and_has_a_name_of_its_own(
     stored_deviation(tmp_path / "deviation" / "deviation")
     settings, folder = arms.Settings(out=tmp_path), tmp_path / "arms"
     lists = [arms.rivals(settings, folder), arms.ablations(settings, folder), arms.learned(settings)]
-    lists += [arms.free(settings), arms.disturbed(settings), arms.confirmed(settings)]
-    for listed, count in zip(lists, (27, 25, 8, 17, 8, 9), strict=True):
+    lists += [arms.free(settings), arms.disturbed(settings), arms.confirmed(settings), arms.gated(settings)]
+    lists += [arms.adapting(settings)]
+    for listed, count in zip(lists, (27, 25, 8, 17, 8, 9, 4, 7), strict=True):
         made = [
             parse_arm(one) for one in listed if not {"direction", "probe", "safe"} & set(one)
         ]  # these need fitted files
@@ -111,6 +112,19 @@ def test_what_was_fitted_is_shipped_and_has_seen_no_unit_that_it_is_judged_on(
         choice.check_units([taught])  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="init 0"):
         gate.check_units([Unit("libero_spatial", 4, 0)])
+
+
+def test_every_rule_of_a_gate_can_be_read_and_every_gate_is_asked(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SCRIPTS / "fitted", tmp_path / "results" / "recovery")
+    monkeypatch.chdir(tmp_path)
+    plain = yaml.safe_load(Path("results/recovery/contact/gate.yaml").read_text())
+    rules, runs = script("arms").RULES, (SCRIPTS / "run.sh").read_text()
+    for name, given in rules.items():
+        config = make_gate({**plain, **given}).config()
+        assert {key: float(config[key]) for key in given} == given
+        assert f"gates/{name}" in runs or f"{name.removeprefix('retry-')}" in runs
 
 
 def test_the_table_of_what_was_foreseen_counts_episodes(script: Any) -> None:
@@ -271,7 +285,7 @@ def test_contacts_have_to_fall_by_the_share_and_not_by_chance(
     assert script("confirm").fewer_contacts(summary, FREE)[2] is held
 
 
-def test_a_choice_is_judged_by_what_happened_and_made_by_heads_of_other_start_states(script: Any) -> None:
+def test_a_choice_is_judged_by_what_happened(script: Any) -> None:
     """Two edits; the first number read says which of them helps, and `up` spoils where the other one helps."""
     choice = script("choice")
     draw, names = np.random.default_rng(0), ("none", "up", "left")
@@ -294,6 +308,26 @@ def test_a_choice_is_judged_by_what_happened_and_made_by_heads_of_other_start_st
     assert table.loc["chosen by the task", "safe successes"] <= 0.7 * best
     assert table["loss"].idxmin() == "best in hindsight"
     assert table.loc["up", "spoilt"] == sum(one.row[0] <= 0 for one in twins) and table.loc["up", "made"] == 0
+
+
+def test_whom_a_head_judges_it_was_not_fitted_on(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice, judged = script("choice"), []
+    ends = {name: {"success": True, "collision_1n": False} for name in ("none", "up")}
+    twins = [
+        choice.Twins(Unit("libero_spatial", n % 2, n // 2), np.array([float(n // 2)]), ends) for n in range(40)
+    ]  # what is read is the number of the start state
+
+    def fitted(settings: Any, some: Any, arm: str, site: Any) -> Any:
+        def predict(rows: np.ndarray) -> np.ndarray:
+            assert not {one.unit.init_state for one in some} & set(rows[:, 0])
+            judged.extend(rows[:, 0])
+            return np.zeros(len(rows))
+
+        return SimpleNamespace(predict=predict)
+
+    monkeypatch.setattr(choice, "fitted", fitted)
+    choice.choices(choice.Settings(), twins, ("up",), Site("blocks.2.hook_resid_post"))
+    assert sorted(judged) == sorted(one.unit.init_state for one in twins)
 
 
 def test_nothing_is_chosen_where_less_is_expected_than_the_limit(script: Any) -> None:
