@@ -7,6 +7,7 @@ Writes lists that `mist eval --arms` reads:
                 gates; adapting: edits whose strength follows what they do. All for the validation split
     confirm     what is asked again on fresh start states; pushed: under a disturbance
     twins       `none` and the edits of which heads learn where each of them helps
+    contrast    the direction from twins that end badly to those that were saved (`contrast.py`), likewise
     chosen      the choice among these edits by those heads, and its placebos
     learned     an edit that aims at what an expert would do, and its placebos
 
@@ -94,6 +95,7 @@ def main(settings: Settings) -> None:
         "free": free(settings),
         "gated": gated(settings),
         "adapting": adapting(settings),
+        "contrast": contrasted(settings),
         "pushed": disturbed(settings),
         "confirm": confirmed(settings),
         "twins": ["none", *candidates(settings)],
@@ -271,6 +273,17 @@ def adapting(settings: Settings) -> list[Any]:
     """The same, and those whose strength follows the effect that is measured."""
     plain = gated(settings)
     return plain + [{**arm, "adapt": True, "name": f"{arm.get('name', arm['kind'])}-adapting"} for arm in plain[1:]]
+
+
+def contrasted(settings: Settings) -> list[Any]:
+    """The direction of recovery at several strengths, against itself and against chance."""
+    steer = {"kind": "steer", "direction": str(settings.out / "contrast"), "when": "fired"}
+    return [
+        "none",
+        *({**steer, "coef": coef, "name": f"contrast-{coef:g}"} for coef in (1.0, 2.0, 4.0)),
+        {**steer, "kind": "reversed-steer", "coef": 2.0, "name": "contrast-reversed"},
+        {**steer, "kind": "random-direction", "coef": 2.0, "name": "contrast-random"},
+    ]
 
 
 def learned(settings: Settings) -> list[Any]:

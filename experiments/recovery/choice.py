@@ -122,16 +122,21 @@ def at_triggers(
     Raises:
         ValueError: a replay leaves the recorded states, or the policy answers otherwise than it did.
     """
-    render = {key: folder.config()["settings"][key] for key in ("profile", "resolution")}
     pool = None
     for unit, rows in sorted(ended.items(), key=lambda item: (item[0].task, item[0].key)):
         none = rows[REFERENCE_ARM]
         if none["triggered"]:
-            pool = pool or EnvironmentPool(LiberoSuite(unit.suite).tasks, render)
+            pool = pool or environments(folder, unit.suite)
             seen = row_at_trigger(pool.get(unit), folder.record(none), int(none["trigger_query"]), vla, head)
             yield Twins(unit, seen, rows)
     if pool is not None:
         pool.close()
+
+
+def environments(folder: ResultsFolder, suite: str) -> EnvironmentPool:
+    """The tasks of a suite, rendered as in the results folder."""
+    settings = folder.config()["settings"]
+    return EnvironmentPool(LiberoSuite(suite).tasks, {key: settings[key] for key in ("profile", "resolution")})
 
 
 def row_at_trigger(env: Any, episode: EpisodeRecord, at: int, vla: Any, head: Benefit) -> np.ndarray:

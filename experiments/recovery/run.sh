@@ -2,7 +2,7 @@
 # Does steering help? The study of interventions on mini, one command. Every stage goes on where it was cut.
 #   bash experiments/recovery/run.sh              stages risk arms ablations main report
 #   bash experiments/recovery/run.sh main         only these: risk arms ablations horizons free main report
-#                                                 gates confirm pushed sanity twins choice fitted chosen
+#                                                 gates confirm pushed sanity twins contrast choice fitted chosen
 #                                                 advise deviation tutor learned
 #
 #   risk       what opens the gate: the risk of a contact, and its alarm
@@ -15,6 +15,7 @@
 #   sanity     two arms whose worth is known: the expert in person, and a hand that is driven into the table
 #   twins      every edit in forked twins of drawn start states; choice: a head per edit is fitted on them, which foresees
 #              whether it helps; chosen: claims about the choice among the edits, written down before, on fresh states
+#   contrast   the direction from twins that end badly to their twins that an edit saved, as an edit of its own
 #   fitted     puts the gate, the heads and the list of the choice as they were fitted for the card into OUT, so that
 #              chosen runs without all that comes before it
 #   advise deviation tutor learned    another gate and aim: what an expert would do otherwise
@@ -95,6 +96,11 @@ sanity() { recovery sanity --gate "$OUT/contact/gate.yaml" --out "$OUT/sanity"; 
 
 twins() { evaluated twins twins contact 3000-3029 none; }
 
+contrast() {
+  recovery contrast --run "$OUT/twins" --out "$OUT/contrast"
+  evaluated contrasted contrast contact 20-24 "$BOTH"
+}
+
 choice() { recovery choice --run "$OUT/twins" --out "$OUT/choice"; }
 
 fitted() {
@@ -130,8 +136,8 @@ learned() {
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
   case $stage in
-    risk | arms | ablations | horizons | free | gates | main | report | confirm | pushed | sanity | twins | choice | fitted | chosen | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free gates confirm pushed sanity twins choice fitted chosen advise deviation tutor learned" ;;
+    risk | arms | ablations | horizons | free | gates | main | report | confirm | pushed | sanity | twins | contrast | choice | fitted | chosen | advise | deviation | tutor | learned) ;;
+    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free gates confirm pushed sanity twins contrast choice fitted chosen advise deviation tutor learned" ;;
   esac
   _say "$stage"
   $stage

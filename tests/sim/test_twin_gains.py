@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from mist_interp.tracing.hooked import HookedVLA
 
 pytestmark = pytest.mark.sim
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "recovery" / "choice.py"
+SCRIPTS = Path(__file__).parents[2] / "experiments" / "recovery"
 SITE = ("resid_post", 2)
 
 
@@ -49,18 +49,19 @@ class Spy:
         return said, ArmLog()
 
 
+def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    spec = importlib.util.spec_from_file_location("recovery_choice", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return loaded("choice", monkeypatch)
 
 
 def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_became_of_it(
-    script: Any, tmp_path: Path
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vla = HookedVLA.from_pretrained("mini")
     head = Benefit(SITE)
@@ -86,6 +87,14 @@ def test_each_triggered_unit_gives_what_was_read_at_its_trigger_and_what_became_
         assert one.ends["none"]["prefix_hash"] == one.ends["spy"]["prefix_hash"]
         assert one.gain("spy", contact=0.9) == 0
     assert not np.allclose(twins[0].row, twins[1].row)
+    pool, one = script.environments(result.folder, "libero_spatial"), twins[1]
+    trigger = one.ends["none"]["trigger_query"]
+    rows, asked = loaded("contrast", monkeypatch).read_at(
+        pool.get(one.unit), result.folder.record(one.ends["spy"]), range(trigger + 1), vla, vla.site(SITE)
+    )
+    pool.close()
+    np.testing.assert_allclose(rows[trigger], one.row, atol=1e-6)
+    assert len(rows) == len(asked) == trigger + 1 > 1 and not np.allclose(rows[0], rows[trigger], atol=1e-3)
 
 
 def test_a_failure_and_a_contact_go_wrong_and_units_without_every_arm_are_left_out(

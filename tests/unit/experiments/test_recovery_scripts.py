@@ -56,8 +56,8 @@ def test_every_arm_of_the_lists_can_be_made_and_has_a_name_of_its_own(
     settings, folder = arms.Settings(out=tmp_path), tmp_path / "arms"
     lists = [arms.rivals(settings, folder), arms.ablations(settings, folder), arms.learned(settings)]
     lists += [arms.free(settings), arms.disturbed(settings), arms.confirmed(settings), arms.gated(settings)]
-    lists += [arms.adapting(settings)]
-    for listed, count in zip(lists, (27, 25, 8, 17, 8, 9, 4, 7), strict=True):
+    lists += [arms.adapting(settings), arms.contrasted(settings)]
+    for listed, count in zip(lists, (27, 25, 8, 17, 8, 9, 4, 7, 6), strict=True):
         made = [
             parse_arm(one) for one in listed if not {"direction", "probe", "safe"} & set(one)
         ]  # these need fitted files
@@ -308,6 +308,25 @@ def test_a_choice_is_judged_by_what_happened(script: Any) -> None:
     assert table.loc["chosen by the task", "safe successes"] <= 0.7 * best
     assert table["loss"].idxmin() == "best in hindsight"
     assert table.loc["up", "spoilt"] == sum(one.row[0] <= 0 for one in twins) and table.loc["up", "made"] == 0
+
+
+def test_of_the_edits_that_saved_a_unit_the_contrast_takes_the_one_that_saves_most(script: Any) -> None:
+    good, touched = {"success": True, "collision_1n": False}, {"success": True, "collision_1n": True}
+
+    def unit(none: dict[str, Any], up: dict[str, Any], left: dict[str, Any], triggered: bool = True) -> dict[str, Any]:
+        return {"none": {**none, "triggered": triggered, "arm": "none"}, "up": {**up, "arm": "up"}, "left": left}
+
+    ended = {
+        "both": unit(touched, good, good),
+        "left alone": unit(touched, touched, good),
+        "left again": unit({"success": False, "collision_1n": False}, touched, good),
+        "up alone": unit(touched, good, touched),
+        "nobody": unit(touched, touched, touched),
+        "well": unit(good, good, good),
+        "not triggered": unit(touched, good, good, triggered=False),
+    }
+    found = {name: row.get("arm", "left") for name, (_, row) in script("contrast").savers(ended).items()}
+    assert found == {"both": "left", "left alone": "left", "left again": "left", "up alone": "up"}
 
 
 def test_whom_a_head_judges_it_was_not_fitted_on(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
