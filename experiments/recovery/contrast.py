@@ -77,7 +77,8 @@ def main(settings: Settings) -> None:
             rows[ends_well] += found
             asked += [] if ends_well else inputs
     pool.close()
-    pos, neg = (ActivationSet(np.stack(rows[kind]), tuple(units), site, TOKENS) for kind in (True, False))
+    facts = {"model": "mini", "run": folder.path.name}
+    pos, neg = (ActivationSet(np.stack(rows[kind]), tuple(units), site, TOKENS, source=facts) for kind in (True, False))
     direction = SteeringDirection.from_contrast(pos, neg)
     direction.save(settings.out)
     print(f"{len(saved)} pairs of twins, {len(units)} queries of each; {direction}")
