@@ -106,16 +106,14 @@ def resampled_sums(
 
 
 @lru_cache(maxsize=8)
-def _times_drawn(
-    tasks: tuple[int, ...], draws: int, seed: int, resample_tasks: bool
-) -> Float[np.ndarray, "draws units"]:
+def _times_drawn(tasks: tuple[int, ...], draws: int, seed: int, resample_tasks: bool) -> Int[np.ndarray, "draws units"]:
     """How often each resample holds each unit. Kept, since most numbers of a summary are of the same units."""
     rng = np.random.default_rng(seed)
     names, group_of = np.unique(tasks, return_inverse=True)
     drawn = rng.integers(len(names), size=(draws, len(names)))
     if not resample_tasks:
         drawn = np.broadcast_to(np.arange(len(names)), drawn.shape)
-    times_drawn = np.zeros((draws, len(tasks)), dtype=np.float32)
+    times_drawn = np.zeros((draws, len(tasks)), dtype=np.int16)
     for index in range(len(names)):
         units = np.flatnonzero(group_of == index)
         times = (drawn == index).sum(axis=1)
