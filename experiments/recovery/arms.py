@@ -118,6 +118,11 @@ def edit(settings: Settings) -> dict[str, Any]:
     return {"kind": "mist", "wanted": "retreat", "size": settings.size, "layer": settings.layer, **shape}
 
 
+def strengthened(settings: Settings) -> dict[str, Any]:
+    """The same five times as far."""
+    return {**edit(settings), "size": 5 * settings.size}
+
+
 def freed(settings: Settings) -> dict[str, Any]:
     """What the validation split chose: longer, in one round behind the last block, and no other dimension is held."""
     once = {key: value for key, value in edit(settings).items() if key != "stride"}
@@ -126,13 +131,13 @@ def freed(settings: Settings) -> dict[str, Any]:
 
 def candidates(settings: Settings) -> list[dict[str, Any]]:
     """Edits that do different things: less of dz, a little or much; less of all motion; aside, and upwards too."""
-    free, mist = freed(settings), edit(settings)
+    free = freed(settings)
     sides = {f"{dim}-{word}": {dim: sign} for dim in ("dx", "dy") for sign, word in ((1, "plus"), (-1, "minus"))}
     sides |= {"dy-minus-far": {"dy": -2}, "dy-minus-dz-plus": {"dy": -1, "dz": 1}}
     sides |= {"dy-minus-far-dz-plus": {"dy": -2, "dz": 1}}
     return [
         {**free, "name": "mist-free"},
-        {**mist, "size": 5 * settings.size, "name": "mist-strong"},
+        {**strengthened(settings), "name": "mist-strong"},
         {**free, "wanted": "brake", "size": 0.5, "name": "brake", "generic": True},
         *({**free, "hold": True, "wanted": "shift", "shift": way, "name": name} for name, way in sides.items()),
     ]
@@ -141,7 +146,7 @@ def candidates(settings: Settings) -> list[dict[str, Any]]:
 def rivals(settings: Settings, folder: Path) -> list[Any]:
     """The arm under test in three forms, placebos (at their own alarms, at its queries, at others), and rivals."""
     mist, free = edit(settings), freed(settings)
-    strong = {**mist, "size": 5 * settings.size}
+    strong = strengthened(settings)
     return [
         "none",
         "safe-stop",
@@ -197,7 +202,7 @@ def disturbed(settings: Settings) -> list[Any]:
 
 def confirmed(settings: Settings) -> list[Any]:
     """What is claimed of two edits on fresh start states, see `confirm.py`."""
-    run, free, strong = settings.out / "confirm", freed(settings), {**edit(settings), "size": 5 * settings.size}
+    run, free, strong = settings.out / "confirm", freed(settings), strengthened(settings)
     return [
         "none",
         {**free, "name": "mist-free"},
@@ -265,8 +270,8 @@ def free(settings: Settings) -> list[Any]:
 
 def gated(settings: Settings) -> list[Any]:
     """Edits of three strengths."""
-    strong = {**edit(settings), "size": 5 * settings.size, "name": "mist-strong"}
-    return ["none", edit(settings), {**freed(settings), "name": "mist-free"}, strong]
+    free, strong = {**freed(settings), "name": "mist-free"}, {**strengthened(settings), "name": "mist-strong"}
+    return ["none", edit(settings), free, strong]
 
 
 def adapting(settings: Settings) -> list[Any]:

@@ -31,6 +31,8 @@ import tyro
 from sklearn.model_selection import GroupKFold
 
 from mist_interp import HookedVLA
+from mist_interp.core.actions import ActionChunk
+from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.records import EpisodeRecord, Unit
 from mist_interp.data.replay import replay_until
 from mist_interp.evaluation.environments import EnvironmentPool
@@ -139,13 +141,30 @@ def environments(folder: ResultsFolder, suite: str) -> EnvironmentPool:
     return EnvironmentPool(LiberoSuite(suite).tasks, {key: settings[key] for key in ("profile", "resolution")})
 
 
+def look(
+    env: Any, episode: EpisodeRecord, at: int, vla: Any, sites: Sequence[Any], *, start: int | None = None
+) -> tuple[PolicyInputs, ActionChunk, Any]:
+    """What the unedited policy is asked at query `at` of an episode, what it says, and what it holds at these sites.
+
+    Args:
+        env: the episode's task; it is brought to the query by replaying what was executed.
+        episode: the episode.
+        at: the query.
+        vla: the policy.
+        sites: activations to capture.
+        start: the control step at which the environment is already; None begins with a reset.
+    """
+    replay_until(env, episode, episode.queries[at].step, start=start)
+    inputs = vla.prepare(env.observe(), episode.instruction)
+    with torch.no_grad():
+        said, cache = vla.run_with_cache(inputs, names=list(sites))
+    return inputs, said, cache
+
+
 def row_at_trigger(env: Any, episode: EpisodeRecord, at: int, vla: Any, head: Benefit) -> np.ndarray:
     """What the head reads at query `at`, where the alarm came on."""
-    query = episode.queries[at]
-    replay_until(env, episode, query.step)
-    with torch.no_grad():
-        said, cache = vla.run_with_cache(vla.prepare(env.observe(), episode.instruction), names=list(head.sites))
-    if not np.allclose(said.values[0].numpy(), query.chunk, atol=1e-6):
+    _, said, cache = look(env, episode, at, vla, head.sites)
+    if not np.allclose(said.values[0].numpy(), episode.queries[at].chunk, atol=1e-6):
         raise ValueError(f"at the trigger of {episode.key} the policy answers otherwise than it did")
     return head.row_of(cache)
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
-from choice import environments, finished
+from choice import environments, finished, look
 
 from mist_interp import HookedVLA
 from mist_interp.core.actions import ACTION_NAMES
@@ -32,7 +32,6 @@ from mist_interp.core.inputs import PolicyInputs
 from mist_interp.data.activation_set import ActivationSet
 from mist_interp.data.capture import pooled
 from mist_interp.data.records import EpisodeRecord, Unit
-from mist_interp.data.replay import replay_until
 from mist_interp.evaluation.folder import ResultsFolder, Row
 from mist_interp.evaluation.plan import REFERENCE_ARM
 from mist_interp.steering import SteeringDirection
@@ -113,12 +112,8 @@ def read_at(
     """What the unedited policy holds at these queries of an episode, and what it is asked there."""
     rows, asked, start = [], [], None
     for index in queries:
-        step = episode.queries[index].step
-        replay_until(env, episode, step, start=start)
-        start = step
-        inputs = vla.prepare(env.observe(), episode.instruction)
-        with torch.no_grad():
-            _, cache = vla.run_with_cache(inputs, names=[site])
+        inputs, _, cache = look(env, episode, index, vla, [site], start=start)
+        start = episode.queries[index].step
         rows.append(pooled(cache, site, TOKENS, "mean")[0].numpy())
         asked.append(inputs)
     return rows, asked

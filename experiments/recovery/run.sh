@@ -32,6 +32,7 @@ source experiments/setup.sh
 RUN=${RUN:-runs/study} OUT=${OUT:-results/recovery} PROCESSES=${PROCESSES:-2} INITS=${INITS:-25-44}
 DISTURBED=${DISTURBED:-none} BOTH="none push0.4"
 STAGES=(risk arms ablations main report)
+OTHERS=(horizons free gates confirm pushed sanity twins contrast choice fitted chosen advise deviation tutor learned)
 MIST="$(dirname "$VENV_PYTHON")/mist"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
@@ -135,10 +136,8 @@ learned() {
 
 mkdir -p "$RUN" "$OUT"
 for stage in "${@:-${STAGES[@]}}"; do
-  case $stage in
-    risk | arms | ablations | horizons | free | gates | main | report | confirm | pushed | sanity | twins | contrast | choice | fitted | chosen | advise | deviation | tutor | learned) ;;
-    *) _stop "unknown stage '$stage'; possible: ${STAGES[*]} horizons free gates confirm pushed sanity twins contrast choice fitted chosen advise deviation tutor learned" ;;
-  esac
+  [[ $stage =~ ^[a-z]+$ && " ${STAGES[*]} ${OTHERS[*]} " == *" $stage "* ]] ||
+    _stop "unknown stage '$stage'; possible: ${STAGES[*]} ${OTHERS[*]}"
   _say "$stage"
   $stage
 done
